@@ -1,0 +1,16 @@
+"""Score a run's best checkpoint: python scripts/evaluate.py run=latest split=test"""
+
+from omegaconf import DictConfig
+
+from quartet.cli import command
+
+
+@command("evaluate")
+def main(config: DictConfig) -> None:
+    from quartet.evaluate import report
+
+    report(config.run, config.split)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""From a config to a data module, a network, a task and a trainer; the only place that instantiates.
+
+A config read back from a run is data from outside: a `_target_` may name nothing but our own parts and the modules,
+optimizers, schedules, callbacks and loggers of torch, torchvision, torchmetrics and Lightning.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from quartet import optim
+from quartet.check import check_pairing, signature_problems, value_problems
+from quartet.data.base import DataModule
+from quartet.data.spec import Spec
+from quartet.tasks.base import Task
+
+OURS = tuple(f"quartet.{part}" for part in ("data", "models", "tasks", "optim", "callbacks"))
+THEIRS = ("torch", "torchvision", "torchmetrics", "pytorch_lightning")
+KINDS = (nn.Module, Optimizer, ReduceLROnPlateau, Callback, Logger, Trainer)
+NOTES = ("_target_", "accepts", "provides", "window_order", "recipe")  # keys that steer composition, not construction
+
+
+# instantiation
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """The class or function behind `_target_`; ValueError unless it is on the allow-list."""
+    module_name, _, name = target.rpartition(".")
+    found = None
+    if module_name.split(".")[0] in ("quartet", *THEIRS):
+        with suppress(ImportError):
+            found = getattr(importlib.import_module(module_name), name, None)
+    if not _allowed(found):
+        raise ValueError(f"_target_={target} is not allowed: no part of Quartet, torch, torchvision or Lightning is called so")
+    assert found is not None
+    return found
+
+
+def _allowed(found: Any) -> bool:
+    home = str(getattr(found, "__module__", None))
+    if home.startswith(tuple(f"{ours}." for ours in OURS)) or home in OURS:
+        return inspect.isclass(found) or inspect.isfunction(found)
+    return inspect.isclass(found) and issubclass(found, KINDS) and home.split(".")[0] in THEIRS
+
+
+def settings_of(node: dict[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments in a config node; nested nodes with a `_target_` are built."""
+    arguments = {key: value for key, value in node.items() if key not in NOTES}
+    return {k: make(v) if isinstance(v, dict) and "_target_" in v else v for k, v in arguments.items()}
+
+
+def make(node: dict[str, Any], **facts: Any) -> Any:
+    """Call the target of a node with its settings and with facts that are known only at run time.
+
+    Raises ValueError where a fact is given in the config too: no size is typed twice.
+    """
+    settings = settings_of(node)
+    both = sorted(settings.keys() & facts.keys())
+    if both:
+        raise ValueError(f"{', '.join(both)} of {node['_target_']} comes from the data; leave it out of the config")
+    return locate(node["_target_"])(**facts, **settings)
+
+
+# checking
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    return values
+
+
+def check(config: DictConfig) -> None:
+    """Everything that can be known to be wrong before data are read: one ValueError with a line for each problem."""
+    check_pairing(config)
+    problems = dict.fromkeys([*value_problems(config), *_construction_problems(plain(config))])
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _construction_problems(config: dict[str, Any]) -> Iterator[str]:
+    for group in ("model", "data", "task", "optimizer", "scheduler", "trainer"):
+        target = locate(config[group]["_target_"])
+        settings = {key: value for key, value in config[group].items() if key not in NOTES}
+        yield from signature_problems(target, settings, group)
+        if hasattr(target, "problems"):
+            yield from target.problems(settings)  # type: ignore[attr-defined]
+    metrics = [f"val/{name}" for name in locate(config["task"]["_target_"]).METRICS]  # type: ignore[attr-defined]
+    if config["monitor"]["metric"] not in metrics:
+        yield f"monitor.metric must be one of {', '.join(metrics)}, not {config['monitor']['metric']!r}"
+
+
+# the parts
+
+
+def build_data(config: DictConfig, preprocessing: dict[str, Any] | None = None) -> DataModule:
+    """The data module; with the preprocessing of a run it knows its `spec` without reading any data."""
+    data = make(plain(config)["data"])
+    if preprocessing is not None:
+        data.restore(preprocessing)
+    return data
+
+
+def build_network(config: DictConfig, spec: Spec) -> nn.Module:
+    return make(plain(config)["model"], **spec.sizes)
+
+
+def build_task(config: DictConfig, spec: Spec, *, train: bool = False) -> Task:
+    """The task around its network; for evaluation it needs neither optimizer nor schedule."""
+    network = build_network(config, spec)
+    values = plain(config)
+    optimisation = {}
+    if train:
+        optimisation["make_optimizer"] = partial(build_optimizer, values["optimizer"])
+        optimisation["make_scheduler"] = partial(build_scheduler, values["scheduler"], values["monitor"])
+    return make(values["task"], network=network, spec=spec, **optimisation)
+
+
+def build_optimizer(node: dict[str, Any], network: nn.Module) -> Optimizer:
+    settings = settings_of(node)
+    group = optim.muon_groups if node["_target_"].endswith("MuonAdamW") else optim.parameter_groups
+    return locate(node["_target_"])(group(network, settings["weight_decay"]), **settings)
+
+
+def build_scheduler(
+    node: dict[str, Any], monitor: dict[str, Any], optimizer: Optimizer, total_steps: int
+) -> dict[str, Any]:
+    """Lightning's description of a schedule; `total_steps` counts optimizer steps."""
+    target, settings = locate(node["_target_"]), settings_of(node)
+    if target is ReduceLROnPlateau:
+        scheduler = ReduceLROnPlateau(optimizer, mode=monitor["mode"], **settings)
+        return {"scheduler": scheduler, "interval": "step", "monitor": monitor["metric"], "strict": False}
+    multiplier = partial(_call_schedule, target, total_steps, settings)
+    return {"scheduler": LambdaLR(optimizer, multiplier), "interval": "step"}
+
+
+def _call_schedule(schedule: Callable[..., float], total: int, settings: dict[str, Any], step: int) -> float:
+    return schedule(step, total, **settings)
+
+
+def build_callbacks(config: DictConfig, checkpoints: Path) -> list[Callback]:
+    callbacks = []
+    for node in plain(config)["callbacks"].values():
+        if node is not None:
+            facts = {"dirpath": checkpoints} if locate(node["_target_"]) is ModelCheckpoint else {}
+            callbacks.append(make(node, **facts))
+    return callbacks
+
+
+def build_loggers(config: DictConfig, directory: Path) -> list[Logger]:
+    nodes = plain(config)["logger"].values()
+    return [make(node, save_dir=str(directory)) for node in nodes if node is not None]
+
+
+def build_trainer(
+    config: DictConfig, directory: Path, *, train: bool = False, callbacks: tuple[Callback, ...] = ()
+) -> Trainer:
+    """A trainer whose files go to `directory`; for evaluation it logs nothing and keeps no checkpoint."""
+    values = plain(config)["trainer"]
+    if train:
+        values.update(_validation_rhythm(values))
+        extras = {
+            "callbacks": [*callbacks, *build_callbacks(config, directory / "checkpoints")],
+            "logger": build_loggers(config, directory),
+        }
+    else:
+        extras = {"callbacks": list(callbacks), "logger": False, "enable_checkpointing": False}
+    return make(values, default_root_dir=str(directory), enable_model_summary=False, num_sanity_val_steps=0, **extras)
+
+
+def _validation_rhythm(trainer: dict[str, Any]) -> dict[str, Any]:
+    """A whole number counts batches over all epochs, a float is a share of an epoch."""
+    interval = trainer["val_check_interval"]
+    return {"check_val_every_n_epoch": None if isinstance(interval, int) else 1, "val_check_interval": interval}
+
+
+def seed_everything(seed: int) -> None:
+    """Python, NumPy and torch; the order of samples has its own generators."""
+    import pytorch_lightning as pl
+
+    pl.seed_everything(seed, workers=True, verbose=False)
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,1 @@
+"""What watches a run: progress, monitors, figures and samples, TensorBoard. Each can be set to null."""

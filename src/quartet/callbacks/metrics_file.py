@@ -1,0 +1,72 @@
+"""metrics.csv: every logged value, one row for each time something was logged, continued where a run is resumed."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """Rows of `step` and the values logged together; a new name adds a column.
+
+    Lightning's CSVLogger deletes the file of a resumed run. This one keeps it and replaces only the rows at and after
+    the first step logged anew: those the interrupted process wrote after its last checkpoint.
+    """
+
+    def __init__(self, *, save_dir: str):
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self._columns: list[str] | None = None  # None: nothing written by this process
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: a run has its `config.yaml`."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        if self._columns is None:
+            kept = [old for old in read_metrics(self.path) if step is None or int(old["step"]) < step]
+            self._rewrite(row, kept)
+        elif not row.keys() <= set(self._columns):
+            self._rewrite(row, read_metrics(self.path))
+        assert self._columns is not None
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _rewrite(self, row: dict[str, Any], kept: list[dict[str, str]]) -> None:
+        """The kept rows under a header that knows the names of the new row too, put in place at once."""
+        names = dict.fromkeys(name for known in (*kept[:1], row) for name in known) | dict.fromkeys(self._columns or [])
+        self._columns = ["step", *sorted(names.keys() - {"step"})]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.path.with_suffix(".tmp")
+        with fresh.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(kept)
+        fresh.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows as texts, empty where nothing was logged; no rows where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

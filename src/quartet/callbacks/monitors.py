@@ -1,0 +1,125 @@
+"""Numbers about the training itself: norm of the gradient, learning rate, throughput."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import FSDPStrategy
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+
+class GradientNorm(Callback):
+    """Logs `optim/gradient_norm`: the L2 norm over all parameters, unscaled, before clipping, at logging steps only."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if is_logging_step(trainer, trainer.global_step + 1):
+            pl_module.log("optim/gradient_norm", gradient_norm(trainer, pl_module))
+
+
+class LearningRate(Callback):
+    """Logs `optim/lr`, the rate of the first parameter group; other rates as `optim/lr_<name or number of group>`."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if is_logging_step(trainer, trainer.global_step + 1):
+            for name, rate in learning_rates(trainer.optimizers[0].param_groups).items():
+                pl_module.log(name, rate)
+
+
+class Throughput(Callback):
+    """Logs `throughput/tokens_per_second`, or `samples_…` where a sample has one target; counts the whole global batch.
+
+    Time runs from the start of a batch to the end of the last one before a validation, so validation, figures and
+    checkpoints written there are left out, while loading batches is included. The logged value is that since the last
+    logging step; `total`, `seconds` and `per_second` are of the whole training, across resumes.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+        self.total, self.seconds, self.unit = 0, 0.0, "samples"
+        self._since: float | None = None  # None: not training
+        self._step, self._logged = 0, (0, 0.0)
+
+    @property
+    def per_second(self) -> float:
+        return self.total / self.seconds if self.seconds else 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._since is None:
+            self._since = self.clock()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        target = batch["target"]
+        self.unit = "tokens" if target.ndim == 2 else "samples"
+        self.total += target.numel() * trainer.world_size
+        self._count_time()
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if stepped and is_logging_step(trainer, self._step):
+            self._log(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause(pl_module.device)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._pause(pl_module.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.total, self.seconds = state_dict["total"], state_dict["seconds"]
+        self._logged = (self.total, self.seconds)
+
+    def _count_time(self) -> None:
+        now = self.clock()
+        assert self._since is not None, "a batch ended that did not start"
+        self.seconds, self._since = self.seconds + now - self._since, now
+
+    def _pause(self, device: torch.device) -> None:
+        if self._since is None:
+            return
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the queue still holds training steps
+            self._count_time()
+        self._since = None
+
+    def _log(self, task: LightningModule) -> None:
+        total, seconds = self._logged
+        self._logged = (self.total, self.seconds)
+        if self.seconds > seconds:
+            task.log(f"throughput/{self.unit}_per_second", (self.total - total) / (self.seconds - seconds))
+
+
+def is_logging_step(trainer: Trainer, step: int) -> bool:
+    """Whether the loggers write what is logged in optimizer step number `step`, the first being 1."""
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and step % every == 0
+
+
+def gradient_norm(trainer: Trainer, module: torch.nn.Module) -> Tensor:
+    """The L2 norm of all gradients, over all workers where these hold shards."""
+    norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    if hasattr(norm, "full_tensor"):  # DTensor
+        return norm.full_tensor()  # type: ignore[attr-defined]
+    if isinstance(trainer.strategy, FSDPStrategy):  # plain tensors that are shards
+        squares = norm.square()
+        torch.distributed.all_reduce(squares)
+        return squares.sqrt()
+    return norm
+
+
+def learning_rates(groups: list[dict[str, Any]]) -> dict[str, float]:
+    """Names and rates of parameter groups; one name where all rates are the same."""
+    first = groups[0]["lr"]
+    others = {f"optim/lr_{g.get('name', i)}": float(g["lr"]) for i, g in enumerate(groups) if g["lr"] != first}
+    return {"optim/lr": float(first), **others}

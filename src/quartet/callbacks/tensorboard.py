@@ -1,0 +1,105 @@
+"""TensorBoard: the logger, a page that overlays train and validation curves, the HPARAMS tab with final metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+
+OPTIMISATION = {"learning rate": r"^optim/lr", "gradient norm": r"^optim/gradient_norm$", "throughput": r"^throughput/"}
+
+
+class RunTensorBoard(TensorBoardLogger):
+    """Event files directly in the run directory; no `hparams.yaml` (a run has its `config.yaml`), no `hp_metric` of -1.
+
+    `purge_step`, for a run that is resumed: TensorBoard hides what was logged at this step and after it, before.
+    """
+
+    def __init__(self, *, save_dir: str, purge_step: int | None = None):
+        super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
+
+    def save(self) -> None:
+        if self._experiment is not None:
+            self._experiment.flush()
+
+
+def summary_writer(loggers: Iterable[Logger]) -> Any | None:
+    """The SummaryWriter of the first TensorBoard logger, None where there is none (and on other ranks than zero)."""
+    writers = (logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger))
+    return next((writer for writer in writers if hasattr(writer, "get_logdir")), None)
+
+
+class Overlay(Callback):
+    """Writes the layout of the CUSTOM SCALARS page: each metric's train and validation curves in one chart.
+
+    It is written when new names have been logged: after the first validation, and at the end of training.
+    """
+
+    def __init__(self) -> None:
+        self._written: dict[str, Any] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        writer, charts = summary_writer(trainer.loggers), layout(trainer.logged_metrics)
+        if trainer.is_global_zero and writer is not None and charts != self._written:
+            writer.add_custom_scalars(charts)
+            self._written = charts
+
+
+def layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+    """Category -> chart -> ["Multiline", patterns] for the tags that exist; patterns are regular expressions."""
+    tags = sorted(tags)
+    names = dict.fromkeys(tag.split("/", 1)[1] for tag in tags if re.match(r"(train|val)/", tag))
+    both = {
+        name: ["Multiline", [f"^{re.escape(tag)}$" for tag in (f"train/{name}", f"val/{name}") if tag in tags]]
+        for name in sorted(names, key=lambda name: (name != "loss", name))
+    }
+    training = {
+        title: ["Multiline", [pattern]]
+        for title, pattern in OPTIMISATION.items()
+        if any(re.match(pattern, tag) for tag in tags)
+    }
+    return {title: charts for title, charts in (("train and validation", both), ("training", training)) if charts}
+
+
+def write_hparams(logger: Logger, hparams: Mapping[str, Any], metrics: Mapping[str, float], step: int = 0) -> None:
+    """The HPARAMS tab of a finished run: its settings beside its final metrics; another kind of logger is left alone.
+
+    `hparams` may be nested: keys become dotted, lists become text, null is left out. `metrics` are written as
+    `result/<name>`: TensorBoard takes a column's value from the last point of the curve of that name, and the result
+    may differ from it (best checkpoint, not last).
+    """
+    from torch.utils.tensorboard.summary import hparams as summaries
+
+    writer = summary_writer([logger])
+    if writer is None:
+        return
+    results = {f"result/{name}": float(value) for name, value in metrics.items()}
+    for name, value in results.items():
+        writer.add_scalar(name, value, step)
+    for summary in summaries(flatten(hparams), results):
+        writer._get_file_writer().add_summary(summary, step)
+    writer.flush()
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str]:
+    """Nested settings as dotted keys with numbers and texts; truth values become "true" and "false"."""
+    flat: dict[str, int | float | str] = {}
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{name}.")
+        elif isinstance(value, bool):
+            flat[name] = str(value).lower()
+        elif value is not None:
+            flat[name] = value if isinstance(value, int | float | str) else str(value)
+    return flat

@@ -1,0 +1,139 @@
+"""Mistakes in a config, found before anything is built or written; all of them together. Imports no torch."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from quartet.cli import fits
+
+
+class Rule(typing.NamedTuple):
+    """What the value of a key must be, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_number, value))
+
+
+COUNT = Rule("a whole number of at least 1", lambda v: _whole(v) and v >= 1)
+LENGTH = Rule("a whole number of at least 1, or -1 for no limit", lambda v: _whole(v) and (v == -1 or v >= 1))
+POSITIVE = Rule("a number above 0", lambda v: _number(v) and v > 0)
+NOT_NEGATIVE = Rule("a number of at least 0", lambda v: _number(v) and v >= 0)
+SHARE = Rule("a number from 0 to 1", lambda v: _number(v) and 0 <= v <= 1)
+PROBABILITY = Rule("a number from 0 to below 1", lambda v: _number(v) and 0 <= v < 1)
+
+RULES = {
+    "seed": Rule("a whole number of at least 0", lambda v: _whole(v) and v >= 0),
+    "monitor.mode": Rule("min or max", lambda v: v in ("min", "max")),
+    "data.batch_size": COUNT,
+    "data.context_length": Rule("a whole number of at least 2", lambda v: _whole(v) and v >= 2),
+    "data.vocab_size": COUNT,
+    "data.split": Rule(
+        "three shares that sum to 1, such as [0.8,0.1,0.1]",
+        lambda v: _numbers(v) and len(v) == 3 and min(v) >= 0 and abs(sum(v) - 1) < 1e-6,
+    ),
+    "model.dropout": PROBABILITY,
+    "optimizer.lr": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.momentum": PROBABILITY,
+    "scheduler.warmup": SHARE,
+    "task.l1": NOT_NEGATIVE,
+    "task.l2": NOT_NEGATIVE,
+    "task.label_smoothing": PROBABILITY,
+    "trainer.max_steps": LENGTH,
+    "trainer.max_epochs": LENGTH,
+    "trainer.accumulate_grad_batches": COUNT,
+    "trainer.log_every_n_steps": COUNT,
+    "trainer.gradient_clip_val": Rule("a number of at least 0, or null", lambda v: v is None or NOT_NEGATIVE.holds(v)),
+}
+
+
+def check_pairing(config: DictConfig) -> None:
+    """Raise ValueError where the model cannot read the data; nothing else is worth saying then."""
+    problems = list(pairing_problems(config))
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def pairing_problems(config: DictConfig) -> Iterator[str]:
+    """A model says what it `accepts`, data what they `provide`."""
+    model, data = config.model, config.data
+    if model.accepts != data.provides:
+        yield (
+            f"this model takes {model.accepts}, these data are {data.provides}; "
+            f"data that fit the model: {', '.join(fits('data', 'provides', model.accepts))}; "
+            f"models that fit the data: {', '.join(fits('model', 'accepts', data.provides))}"
+        )
+
+
+def value_problems(config: DictConfig) -> Iterator[str]:
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    for key, rule in RULES.items():
+        group, _, name = key.partition(".")
+        here = values.get(group) if name else values
+        if isinstance(here, dict) and (name or group) in here:
+            value = here[name or group]
+            if not rule.holds(value):
+                yield f"{key} must be {rule.words}, not {value!r}"
+
+
+# what a constructor says about its arguments
+
+
+def signature_problems(target: Callable[..., Any], settings: dict[str, Any], group: str) -> Iterator[str]:
+    """Settings that `target` does not take, or whose plain type (int, float, bool, str, list, None) is another."""
+    parameters = inspect.signature(target).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = _hints(target)
+    for name, value in settings.items():
+        if name not in parameters and not open_ended:
+            yield f"{group}.{name}: {target.__name__} takes no such setting"
+        elif name in hints and f"{group}.{name}" not in RULES and not _is_a(value, hints[name]):
+            yield f"{group}.{name} must be {_words(hints[name])}, not {value!r}"
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):
+        return {}
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_a(value, part) for part in typing.get_args(hint))
+    if origin is list:
+        inner = typing.get_args(hint)[0]
+        return isinstance(value, list) and all(_is_a(item, inner) for item in value)
+    if hint is float:
+        return _number(value)
+    if hint is int:
+        return _whole(value)
+    if hint is type(None):
+        return value is None
+    return isinstance(value, hint) if hint in (bool, str) else True  # anything richer is the constructor's business
+
+
+def _words(hint: Any) -> str:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_words(part) for part in typing.get_args(hint))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(hint, str(hint).replace("list[", "a list of [") if typing.get_origin(hint) else str(hint))

@@ -1,0 +1,154 @@
+"""From a command line to a function: Hydra composes, mistakes become one clear message. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from quartet.run import PROJECT, outputs
+
+CONF = PROJECT / "conf"
+FULL_ERROR = "HYDRA_FULL_ERROR"
+OmegaConf.register_new_resolver("outputs", lambda: str(outputs("outputs")), replace=True)  # for conf/hydra
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Decorate `work(config)` into the `main()` of a script whose arguments are Hydra's `key=value`.
+
+    An error ends the process with one message on stderr, exit code 1 and no traceback, unless HYDRA_FULL_ERROR=1.
+    """
+
+    def decorate(work: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        def main() -> None:
+            full = os.environ.get(FULL_ERROR, "0") not in ("", "0")
+            os.environ[FULL_ERROR] = "1"  # so that Hydra hands us its errors instead of printing them
+            quiet_libraries()
+            failures: list[Exception] = []
+
+            def job(config: DictConfig) -> Any:
+                """A failure is told at once and the other jobs of a sweep go on."""
+                try:
+                    return work(config)
+                except Exception as error:
+                    failures.append(error)
+                    if full:
+                        traceback.print_exc()
+                    print(_message(error, config_name), file=sys.stderr, flush=True)
+
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+            except KeyboardInterrupt:
+                sys.exit(130)
+            except Exception as error:
+                if full:
+                    raise
+                print(_message(error, config_name), file=sys.stderr)
+                sys.exit(1)
+            if failures:
+                sys.exit(1)
+
+        return main
+
+    return decorate
+
+
+def in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode.name == "MULTIRUN"
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries say to developers; errors and our own messages stay."""
+    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|torch|torchmetrics|lightning_utilities|hydra)(\..*)?")
+    for package in ("pytorch_lightning", "lightning_fabric"):  # their own level is set when they are imported
+        for name in ("rank_zero", "seed"):
+            logging.getLogger(f"{package}.utilities.{name}").setLevel(logging.ERROR)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler library
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+# messages
+
+
+def _message(error: Exception, config_name: str) -> str:
+    problems: list[str] = []
+    if isinstance(error, HydraException):
+        problems = list(override_problems(config_name, sys.argv[1:])) or [_one_line(str(error))]
+    elif isinstance(error, OmegaConfBaseException | ValueError | OSError):
+        problems = [str(error) if isinstance(error, ValueError) else _one_line(str(error))]
+    else:
+        problems = [f"{type(error).__name__}: {_one_line(str(error))} ({FULL_ERROR}=1 shows the traceback)"]
+    return "\n".join(f"error: {line}" for problem in problems for line in problem.splitlines())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
+    """What is wrong with `key=value` arguments that Hydra refused: unknown options and misspelt keys, all of them."""
+    pairs = [word.lstrip("+~").partition("=")[::2] for word in arguments if "=" in word and not word.startswith("-")]
+    choices = {key: value.split(",") for key, value in pairs if (CONF / key).is_dir()}
+    sound = []
+    for group, options in choices.items():
+        known = _options(group)
+        unknown = [option for option in options if option not in known]
+        for option in unknown:
+            yield f"{group}={option}: unknown {group}{_nearest(option, known)}; choose from {', '.join(known)}"
+        if not unknown and options[0] != "null":
+            sound.append(f"{group}={options[0]}")
+    keys = _known_keys(config_name, sound)
+    for key, _ in pairs:
+        if key not in choices and key not in keys and not key.startswith("hydra"):
+            yield f"{key}: no such key{_nearest(key, sorted(keys))}"
+    multiple = [f"{key}={value}" for key, value in pairs if "," in value and value[0] not in "[({'\""]
+    if multiple and not {"-m", "--multirun"} & set(arguments):
+        yield f"{multiple[0]}: several values need -m (a sweep), or brackets for a list: '{pairs[0][0]}=[…]'"
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _known_keys(config_name: str, choices: list[str]) -> set[str]:
+    """Every key of the composed config, with its groups."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        try:
+            config = hydra.compose(config_name, overrides=choices)
+        except HydraException:
+            config = hydra.compose(config_name)
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    return groups | set(_flatten(OmegaConf.to_container(config, resolve=False)))
+
+
+def _flatten(values: Any, prefix: str = "") -> Iterator[str]:
+    if prefix:
+        yield prefix
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def fits(config_group: str, key: str, value: str) -> list[str]:
+    """The options of a group whose file says `key: value`."""
+    files = ((name, OmegaConf.load(Path(CONF / config_group / f"{name}.yaml"))) for name in _options(config_group))
+    return [name for name, content in files if content.get(key) == value]

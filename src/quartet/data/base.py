@@ -1,0 +1,151 @@
+"""What all data modules share: fitting once, restoring from a run, loaders over data held in memory."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+
+from quartet.data.memory import Dataset, MemoryLoader, Order, sequential, shuffled
+from quartet.data.spec import Spec
+
+SPLITS = ("train", "val", "test")
+
+
+class DataModule(LightningDataModule):
+    """A source read, split, encoded and held in memory; subclasses say how (`read`, `fit`, `encode_split`).
+
+    The preprocessing is fitted on the training part only, once: `restore` takes it from a run instead, and then a source
+    whose content has changed is refused with a ValueError. `ids` names the samples (or documents) of each part.
+    """
+
+    def __init__(self, *, batch_size: int, split: list[float], split_seed: int, seed: int):
+        super().__init__()
+        self.batch_size, self.split, self.split_seed, self.seed = batch_size, list(split), split_seed, seed
+        self.ids: dict[str, list] = {}
+        self.datasets: dict[str, Dataset] = {}
+        self._preprocessing: dict[str, Any] | None = None
+
+    # what a subclass provides
+    @abstractmethod
+    def read(self) -> tuple[dict[str, Any], str]:
+        """The cleaned raw examples of each part (train, val, test) and the SHA-256 of the source; sets `ids`."""
+
+    @abstractmethod
+    def fit(self, train: Any) -> dict[str, Any]:
+        """Preprocessing fitted on the raw training examples: plain JSON with the key `spec` among others."""
+
+    @abstractmethod
+    def use(self, preprocessing: dict[str, Any]) -> None:
+        """Take fitted preprocessing: make the tokenizer, scaling, … from plain data."""
+
+    @abstractmethod
+    def encode_split(self, examples: Any) -> Dataset:
+        """Raw examples with their targets to a data set in memory."""
+
+    def encode(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        """Raw examples without targets to the inputs of the network, for inference."""
+        raise NotImplementedError
+
+    # what Lightning and the commands call
+    def setup(self, stage: str | None = None) -> None:
+        if self.datasets:
+            return
+        parts, fingerprint = self.read()
+        if self._preprocessing is None:
+            self._adopt({**self.fit(parts["train"]), "fingerprint": fingerprint})
+        elif self._preprocessing["fingerprint"] != fingerprint:
+            raise ValueError("the data have changed since the run was trained; bring back the old data or train again")
+        datasets = {part: self.encode_split(parts[part]) for part in SPLITS}
+        self._check_sizes({part: len(dataset) for part, dataset in datasets.items()})
+        self.datasets = datasets
+
+    def restore(self, preprocessing: dict[str, Any]) -> None:
+        self._adopt(preprocessing)
+
+    def _adopt(self, preprocessing: dict[str, Any]) -> None:
+        self._preprocessing = preprocessing
+        self.use(preprocessing)
+
+    def preprocessing(self) -> dict[str, Any]:
+        assert self._preprocessing is not None, "call setup() or restore() first"
+        return self._preprocessing
+
+    @property
+    def spec(self) -> Spec:
+        return Spec.from_json(self.preprocessing()["spec"])
+
+    def _check_sizes(self, sizes: dict[str, int]) -> None:
+        if self.batch_size > sizes["train"]:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is more than the {sizes['train']} training samples; "
+                f"take data.batch_size={sizes['train']} or less"
+            )
+        empty = [part for part, n in sizes.items() if n == 0]
+        if empty:
+            raise ValueError(
+                f"nothing is left for {' and '.join(empty)}; change data.split={self.split} or bring more data"
+            )
+
+    # loaders
+    def train_dataloader(self) -> MemoryLoader:
+        return self._loader("train", self.train_order(), drop_last=True)
+
+    def val_dataloader(self) -> MemoryLoader:
+        return self._loader("val", self.eval_order("val"), drop_last=False)
+
+    def test_dataloader(self) -> MemoryLoader:
+        return self._loader("test", self.eval_order("test"), drop_last=False)
+
+    def train_order(self) -> Order:
+        return shuffled(len(self.datasets["train"]), self.seed)
+
+    def eval_order(self, part: str) -> Order:
+        return sequential(len(self.datasets[part]))
+
+    @property
+    def world(self) -> int:
+        """Processes that share each global batch."""
+        return self.trainer.world_size if self.trainer else 1
+
+    def _loader(self, part: str, order: Order, *, drop_last: bool) -> MemoryLoader:
+        trainer = self.trainer
+        dataset = self.datasets[part].to(trainer.strategy.root_device if trainer else torch.device("cpu"))
+        rank = trainer.global_rank if trainer else 0
+        return MemoryLoader(
+            dataset, batch_size=self.batch_size, order=order, drop_last=drop_last, rank=rank, world=self.world
+        )
+
+
+def split_ids(n: int, split: list[float], seed: int, labels: Any = None) -> dict[str, list[int]]:
+    """Disjoint ids 0 … n - 1 for train, val and test in the given shares, drawn with `seed`, each part sorted.
+
+    With `labels` (n,) the shares hold in every class. Raises ValueError where the shares do not sum to 1.
+    """
+    check_split(split)
+    labels = np.zeros(n, dtype=int) if labels is None else np.asarray(labels)
+    random = np.random.default_rng(seed)
+    parts: dict[str, list[int]] = {part: [] for part in SPLITS}
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        val_end = round(len(members) * (split[1] + split[2]))
+        test_end = round(len(members) * split[2])
+        parts["test"] += members[:test_end].tolist()
+        parts["val"] += members[test_end:val_end].tolist()
+        parts["train"] += members[val_end:].tolist()
+    return {part: sorted(ids) for part, ids in parts.items()}
+
+
+def check_split(split: list[float]) -> None:
+    """Raise ValueError where `split` is not three shares with something to train on."""
+    if len(split) != 3 or min(split) < 0 or split[0] == 0 or abs(sum(split) - 1) > 1e-6:
+        raise ValueError(f"data.split must be three shares (train > 0, val, test) that sum to 1, not {split}")
+
+
+def user_path(path: str) -> str:
+    """A path as the user typed it, with `~` expanded; relative paths are relative to the working directory."""
+    return os.path.abspath(os.path.expanduser(path))

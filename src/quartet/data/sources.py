@@ -1,0 +1,179 @@
+"""Where text comes from: documents for language modelling, labelled texts for classification.
+
+A source is a few plain values; it reads when asked, not before. What it gives is in a fixed order and depends on
+nothing but the files it reads, so that the fingerprint of the data is the same wherever the files are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+import tempfile
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that is split as a whole: a file. `name` is unique within its source."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A text with its class; texts of one `group` (the file they come from) stay in one part of the split."""
+
+    text: str
+    label: str
+    group: str
+
+
+class DocumentSource(Protocol):
+    def documents(self) -> list[Document]: ...
+
+
+class LabelledSource(Protocol):
+    def rows(self) -> list[LabelledText]: ...
+
+
+def fingerprint(values: Iterable[str]) -> str:
+    """SHA-256 over the texts and their lengths, so that moving a border between two texts changes it."""
+    digest = hashlib.sha256()
+    for value in values:
+        data = value.encode("utf-8", errors="surrogatepass")
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class StandardLibrary:
+    """The Python files of the standard library that runs this program, sorted by name, the same content once.
+
+    Left out: tests, installed packages, the two build reports that differ from machine to machine, and `pydoc_data`, a
+    generated dump of the manual: 6 % of all characters in one file, English and not Python.
+    """
+
+    EXCLUDED = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "pydoc_data"})
+
+    def documents(self) -> list[Document]:
+        root = Path(sysconfig.get_path("stdlib"))
+        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+        documents = [Document(name, read_text(root / name)) for name in names if self._wanted(name)]
+        if not documents:
+            raise FileNotFoundError(f"no Python files below {root}: this Python hides its library; take another data=…")
+        return unique(documents)
+
+    def _wanted(self, name: str) -> bool:
+        folders, file = name.split("/")[:-1], name.split("/")[-1]
+        machine = file.startswith("_sysconfigdata") or any(folder.startswith("config-") for folder in folders)
+        return not machine and self.EXCLUDED.isdisjoint(folders)
+
+
+@dataclass(frozen=True)
+class StandardLibraryTopics:
+    """Snippets of the standard library, each `lines` long, labelled by the package (top-level folder) they come from.
+
+    The snippets of a file follow each other; those with less than half of their lines filled are dropped. Raises
+    ValueError where this Python lacks one of the packages.
+    """
+
+    packages: list[str]
+    lines: int
+
+    def rows(self) -> list[LabelledText]:
+        rows = [
+            LabelledText(snippet, label=document.name.split("/")[0], group=document.name)
+            for document in StandardLibrary().documents()
+            if document.name.split("/")[0] in self.packages
+            for snippet in snippets(document.text, self.lines)
+        ]
+        self._check({row.label for row in rows})
+        return rows
+
+    def _check(self, found: set[str]) -> None:
+        missing = [package for package in self.packages if package not in found]
+        if missing:
+            present = ",".join(package for package in self.packages if package in found)
+            raise ValueError(
+                f"this Python's standard library lacks {', '.join(missing)} of data.source.packages (some Linux "
+                f"distributions package them apart); take data.source.packages=[{present}]"
+            )
+
+
+@dataclass(frozen=True)
+class Shakespeare:
+    """Tiny Shakespeare (Karpathy 2015, char-rnn; public domain text; 1.1 MB, one document).
+
+    Read from `path` where it is given, else from the cache, else, only with `download`, from the network into the cache
+    with its SHA-256 checked. Raises FileNotFoundError that says what to type.
+    """
+
+    path: str | None
+    download: bool
+
+    URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+    SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+    def documents(self) -> list[Document]:
+        return [Document("shakespeare", read_text(self._locate()))]
+
+    def _locate(self) -> Path:
+        if self.path is not None:
+            path = Path(self.path).expanduser()
+            if not path.is_file():
+                raise FileNotFoundError(f"data.path={self.path} is not a file; give your copy of input.txt")
+            return path
+        cached = cache_directory() / "tiny_shakespeare.txt"
+        if not cached.is_file():
+            if not self.download:
+                raise FileNotFoundError(
+                    f"tiny Shakespeare is not at {cached}; add data.download=true to fetch it (1.1 MB), "
+                    "or data.path=<your copy of input.txt>"
+                )
+            download(self.URL, self.SHA256, cached)
+        return cached
+
+
+def read_text(path: Path) -> str:
+    """UTF-8 with or without byte order mark, line ends as \\n; what is not UTF-8 becomes the replacement character."""
+    return path.read_text(encoding="utf-8-sig", errors="replace")
+
+
+def unique(documents: list[Document]) -> list[Document]:
+    """The documents without those whose text was there before."""
+    first: dict[str, Document] = {}
+    for document in documents:
+        first.setdefault(document.text, document)
+    return list(first.values())
+
+
+def snippets(text: str, lines: int) -> list[str]:
+    """Successive pieces of `lines` lines, without those that are more than half empty."""
+    rows = text.splitlines()
+    pieces = [rows[start : start + lines] for start in range(0, len(rows), lines)]
+    return ["\n".join(piece) for piece in pieces if 2 * sum(bool(row.strip()) for row in piece) >= lines]
+
+
+def cache_directory() -> Path:
+    """Where downloads are kept: $QUARTET_CACHE, else ~/.cache/quartet."""
+    return Path(os.environ.get("QUARTET_CACHE", "~/.cache/quartet")).expanduser()
+
+
+def download(url: str, sha256: str, target: Path) -> None:
+    """Fetch a small file of known content; it appears whole or not at all. ValueError where the content differs."""
+    with urllib.request.urlopen(url, timeout=60) as response:  # seconds
+        data = response.read()
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != sha256:
+        raise ValueError(f"{url} has SHA-256 {actual}, not {sha256}: it was changed or damaged; try again")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, target)

@@ -1,0 +1,190 @@
+"""Text to token ids and back: characters, bytes, words or byte pairs behind one small interface.
+
+Ids start with the special tokens, <pad> <eos> and, where a text can hold what the vocabulary lacks, <unk>; the pieces
+of the vocabulary follow. Special tokens have no text: a literal "<eos>" typed by a user is five ordinary characters.
+
+Every id stands for fixed bytes, so decoding is concatenation, and a stream of ids can be decoded as it comes with an
+incremental UTF-8 decoder over `token_bytes`. Byte and byte-pair tokenizers give back any Unicode text exactly; lone
+surrogates, which no UTF-8 text can hold, become "?" everywhere.
+
+Sources: Sennrich et al. 2016, byte pairs (arXiv:1508.07909); Radford et al. 2019, byte pairs over bytes (GPT-2).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import chain
+from typing import Any
+
+from tokenizers import Tokenizer as HuggingFace
+from tokenizers import models, pre_tokenizers, trainers
+
+KINDS = ("char", "byte", "word", "bpe")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()  # how <unk> is shown
+_GROUP = 256  # texts encoded at a time: bounds the memory that the encodings of a batch take
+
+
+class Tokenizer(ABC):
+    """Ids 0 … vocab_size - 1; `token_bytes[id]` are the bytes an id stands for (none for <pad> and <eos>)."""
+
+    pad_id, eos_id = 0, 1
+    unknown_id: int | None
+
+    def __init__(self, pieces: list[bytes], *, unknown: bool):
+        self.unknown_id = 2 if unknown else None
+        self.token_bytes = [b"", b""] + [_REPLACEMENT] * unknown + pieces
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.token_bytes)
+
+    @property
+    def byte_counts(self) -> tuple[int, ...]:
+        """Bytes of text per id, the denominator of bits per byte: 0 for <pad> and <eos>, 1 for <unk>.
+
+        What an <unk> replaces has at least one byte, so the denominator is never too large. An <unk> is still cheap to
+        predict: compare bits per byte between tokenizers only where it is rare.
+        """
+        return tuple(1 if i == self.unknown_id else len(piece) for i, piece in enumerate(self.token_bytes))
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_many([text])[0]
+
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text; for byte pairs much faster than one text at a time, on all cores."""
+        groups = (texts[start : start + _GROUP] for start in range(0, len(texts), _GROUP))
+        return list(chain.from_iterable(self._encode([_clean(text) for text in group]) for group in groups))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", errors="replace")
+
+    @abstractmethod
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Texts without lone surrogates to ids."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which `from_json` makes the same tokenizer."""
+
+
+class Pieces(Tokenizer):
+    """A text cut into pieces, each looked up in a table: `char`, `byte` and `word`."""
+
+    def __init__(self, kind: str, pieces: list[Any]):
+        super().__init__([_bytes(piece) for piece in pieces], unknown=kind != "byte")
+        self.kind, self.pieces, self.cut = kind, pieces, _CUTS[kind]
+        first = self.vocab_size - len(pieces)
+        self.ids = {piece: first + i for i, piece in enumerate(pieces)}
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        ids, unknown = self.ids, self.unknown_id or 0
+        return [[ids.get(piece, unknown) for piece in self.cut(text)] for text in texts]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "pieces": self.pieces}
+
+
+class BytePairs(Tokenizer):
+    """Byte-level byte pairs: the bytes of UTF-8 and then one piece per merge, in the order in which they were learned.
+
+    The merges alone describe it. They are written in the characters by which Hugging Face's `tokenizers` shows bytes.
+    That library never learns of the special tokens, so no text can be mistaken for one.
+    """
+
+    kind = "bpe"
+
+    def __init__(self, merges: list[list[str]]):
+        shown = _shown_bytes()
+        pieces = list(dict.fromkeys(chain(shown, ("".join(pair) for pair in merges))))
+        super().__init__([bytes(shown[character] for character in piece) for piece in pieces], unknown=False)
+        self.merges = merges
+        first = self.vocab_size - len(pieces)
+        vocabulary = {piece: first + i for i, piece in enumerate(pieces)}
+        self.model = _byte_level(models.BPE(vocab=vocabulary, merges=[(left, right) for left, right in merges]))
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.model.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "merges": self.merges}
+
+
+def fit(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A tokenizer of one of the four `KINDS` with at most `vocab_size` ids, special tokens included.
+
+    `char` and `word` keep the most frequent pieces, `byte` needs no fitting, `bpe` merges until the size is reached or
+    nothing is left to merge. The same texts give the same tokenizer. Raises ValueError where the size is too small.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"data.tokenizer must be one of {', '.join(KINDS)}, not {kind!r}")
+    _check_size(kind, vocab_size)
+    texts = map(_clean, texts)
+    if kind == "byte":
+        return Pieces(kind, list(range(256)))
+    if kind == "bpe":
+        return BytePairs(_learn_merges(texts, vocab_size - 2))
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(_CUTS[kind](text))
+    ordered = sorted(counts, key=lambda piece: (-counts[piece], piece))
+    return Pieces(kind, ordered[: vocab_size - 3])
+
+
+def from_json(values: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that `to_json` described."""
+    return BytePairs(values["merges"]) if values["kind"] == "bpe" else Pieces(values["kind"], values["pieces"])
+
+
+def _check_size(kind: str, vocab_size: int) -> None:
+    least = {"char": 4, "word": 4, "byte": 258, "bpe": 2 + len(_shown_bytes())}[kind]
+    if vocab_size < least:
+        raise ValueError(
+            f"data.vocab_size={vocab_size} is too small: data.tokenizer={kind} needs at least {least} ids; "
+            f"take data.vocab_size={least} or more"
+        )
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _bytes(piece: str | int) -> bytes:
+    return piece.encode() if isinstance(piece, str) else bytes([piece])
+
+
+# A word with the space before it, one ideograph or kana (those scripts have no spaces), one sign, or white space up to
+# the space that belongs to the next word. Every character is in exactly one piece.
+_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_WORD = re.compile(rf"[{_UNSPACED}]| ?[^\W{_UNSPACED}]+|[^\w\s]|\s+(?!\S)|\s+")
+
+_CUTS: dict[str, Callable[[str], Iterable[Any]]] = {"char": iter, "byte": str.encode, "word": _WORD.findall}
+
+
+def _learn_merges(texts: Iterable[str], n_pieces: int) -> list[list[str]]:
+    model = _byte_level(models.BPE())
+    trainer = trainers.BpeTrainer(vocab_size=n_pieces, initial_alphabet=list(_shown_bytes()), show_progress=False)  # type: ignore[call-arg]
+    model.train_from_iterator(texts, trainer)
+    return json.loads(model.to_str())["model"]["merges"]  # the only way that the library gives them
+
+
+def _byte_level(model: models.BPE) -> HuggingFace:
+    tokenizer = HuggingFace(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    return tokenizer
+
+
+@cache
+def _shown_bytes() -> dict[str, int]:
+    """The character by which `tokenizers` shows each byte that occurs in UTF-8 (243 of the 256), in the order of bytes.
+
+    Found by asking: texts whose encodings hold all these bytes are shown, and their bytes read beside it.
+    """
+    points = [*range(0x800), *(point for point in range(0x800, 0x110000, 0x800) if not 0xD800 <= point < 0xE000)]
+    text = "".join(map(chr, points))
+    ((shown, _),) = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    return dict(sorted(zip(shown, text.encode(), strict=True), key=lambda pair: pair[1]))

@@ -1,0 +1,93 @@
+"""Text from a language model of ours, streamed as it is made, from the run directory alone."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from quartet import build, sampling
+from quartet.run import Run
+from quartet.train import load_network
+
+
+def stream(config: DictConfig) -> None:
+    """Print the prompt and what follows it, as it is made."""
+    run = Run.open(config.run)
+    settings: Any = {key: value for key, value in config.items() if key != "run"}
+    pieces = generate(run, **settings)
+    print(config.prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def generate(
+    run: Run,
+    *,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    cache: bool = True,
+) -> Iterator[str]:
+    """Yield pieces of text that continue `prompt`; each piece holds whole characters only.
+
+    Raises ValueError where the run is no language model or a setting is out of range.
+    """
+    _check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    network, tokenizer = load(run)
+    ids = sampling.generate(
+        network,
+        tokenizer.encode(prompt) or [tokenizer.eos_id],
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        generator=torch.Generator().manual_seed(seed),
+        stop_id=tokenizer.eos_id,
+        cache=cache,
+    )
+    yield from characters(tokenizer.token_bytes[i] for i in ids)
+
+
+def load(run: Run) -> tuple[torch.nn.Module, Any]:
+    """The network of a language-model run with its best weights, and the run's tokenizer."""
+    config = run.config
+    if not config.task._target_.endswith("LanguageModeling"):
+        raise ValueError(
+            f"{run} is no language model ({config.run.name}); train one with data=stdlib or data=shakespeare"
+        )
+    data = build.build_data(config, run.read("preprocessing.json"))
+    task = build.build_task(config, data.spec)
+    load_network(task, run)
+    return task.network.eval(), data.tokenizer  # type: ignore[attr-defined]
+
+
+def characters(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Bytes to text as it arrives: a multi-byte character is held back until it is whole."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for piece in pieces:
+        if text := decoder.decode(piece):
+            yield text
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def _check(*, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    problems = []
+    if max_tokens < 1:
+        problems.append(f"max_tokens must be at least 1, not {max_tokens}")
+    if temperature < 0:
+        problems.append(f"temperature must be at least 0 (0 takes the likeliest token), not {temperature}")
+    if top_k is not None and top_k < 1:
+        problems.append(f"top_k must be at least 1, or null for all tokens, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        problems.append(f"top_p must be above 0 and at most 1, or null, not {top_p}")
+    if problems:
+        raise ValueError("\n".join(problems))

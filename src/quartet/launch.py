@@ -1,0 +1,77 @@
+"""From a composed config to a finished run, and what a person reads before and after. One device runs in this process."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from quartet.check import check_pairing
+from quartet.cli import in_sweep
+from quartet.run import Run
+
+SAMPLE_TOKENS = 160  # about ten lines of code
+HEADLINES = ("loss", "bits_per_byte", "perplexity", "accuracy", "auroc", "f1", "r2", "rmse")
+
+
+def launch(config: DictConfig) -> float | None:
+    """Train one run (a job, inside a sweep) and say what came out; returns the monitored value for sweepers."""
+    _name(config)
+    check_pairing(config)  # at once, before torch is imported
+    _announce(config)
+    from quartet.train import create_and_train
+
+    run, result = create_and_train(config)
+    _report(run, result)
+    return result["objective"]["value"]
+
+
+def _name(config: DictConfig) -> None:
+    """Fill in what Hydra knows: the run's name, and its directory inside a sweep."""
+    hydra = HydraConfig.get()
+    with open_dict(config):
+        if config.run.name is None:
+            config.run.name = f"{hydra.runtime.choices.model}-{hydra.runtime.choices.data}"
+        if in_sweep():
+            config.run.dir = str(Path(hydra.sweep.dir) / hydra.sweep.subdir)
+
+
+def _announce(config: DictConfig) -> None:
+    if in_sweep():
+        hydra = HydraConfig.get()
+        print(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task) or 'defaults'}", flush=True)
+    else:
+        print(f"{config.run.name}, seed {config.seed}", flush=True)
+
+
+def _report(run: Run, result: dict[str, Any]) -> None:
+    metrics = result["metrics"]
+    print(f"\n{result['steps']:,} steps in {result['seconds']:.0f} s, {result['parameters']:,} parameters")
+    for part in ("val", "test"):
+        named = [f"{name} {metrics[f'{part}/{name}']:.4f}" for name in HEADLINES if f"{part}/{name}" in metrics]
+        if named:
+            print(f"  {part:<5} {'  '.join(named)}")
+    if in_sweep():
+        print(f"run: {run}", flush=True)
+        return
+    generates = "test/bits_per_byte" in metrics
+    if generates:
+        _show_sample(run)
+    where = shlex.quote(str(run))
+    print(f"\nrun: {run}\nnext:")
+    print(f"  python scripts/evaluate.py run={where} split=test")
+    if generates:
+        print(f'  python scripts/generate.py run={where} prompt="def "')
+    print("  make tensorboard", flush=True)
+
+
+def _show_sample(run: Run) -> None:
+    from quartet.generate import generate
+
+    print("\na sample:\n")
+    pieces = generate(run, prompt="", max_tokens=SAMPLE_TOKENS, temperature=0.7, top_k=50, top_p=None, seed=0)
+    text = "".join(pieces)
+    print("\n".join(f"  | {line}" for line in text.splitlines()))

@@ -1,0 +1,210 @@
+"""Image classifiers: any torchvision classifier by name, and a compact residual network for small pictures.
+
+Sources: torchvision's models, as its documentation cites them; Goyal et al. 2017, a small normal head
+(arXiv:1706.02677); He et al. 2015, section 4.2, a 3×3 stem for small pictures (arXiv:1512.03385); Page 2018, "How to
+Train Your ResNet", and Jordan 2024, airbench (arXiv:2404.00498), for the compact network. We differ from torchvision in
+three details: the head starts small for every family, `dropout` stands before it in every family and replaces the
+family's own, and auxiliary classifiers (googlenet, inception) are left out.
+
+Letters: B batch, S side of the square picture in pixels, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from quartet.models.checks import bad_dropout, is_int, nearest, raise_if
+
+SMALL_SIDE = 64  # pixels; up to here a stem that shrinks the picture fourfold throws away too much
+_RESNETS = ("resnet", "resnext", "wide_resnet")
+
+
+class TorchvisionClassifier(nn.Module):
+    """Any torchvision classifier, its first and last layer fitted to the data: (B, 1 or 3, S, S) -> (B, C).
+
+    `in_channels`, `image_size` and `n_classes` are facts of the data; the rest is `conf/model`. With `small_stem` the
+    ResNet family starts with a 3×3 convolution and does not shrink the picture before its first stage ("auto": pictures
+    of at most 64 pixels). One channel is read by the sum of the first convolution's filters, as if it were grey colour.
+
+    Raises ValueError for an unknown name (with the nearest ones) and where the pictures are too small for the network.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        image_size: int,
+        n_classes: int,
+        name: str,
+        small_stem: bool | str,
+        dropout: float,
+        channels_last: bool,
+    ):
+        super().__init__()
+        raise_if(self.problems({"name": name, "small_stem": small_stem, "dropout": dropout}))
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.backbone = _build(name, image_size, n_classes)
+        small_stem = image_size <= SMALL_SIDE if small_stem == "auto" else small_stem
+        if small_stem and isinstance(self.backbone, models.ResNet):
+            _use_small_stem(self.backbone)
+        _fit_channels(self.backbone, in_channels)
+        _fit_head(self.backbone, dropout)
+        self._try(name, in_channels, image_size)
+        self.to(memory_format=self.memory_format)
+
+    @staticmethod
+    def problems(settings: dict[str, Any]) -> list[str]:
+        """What is wrong with these `conf/model` values, one sentence each; keys may be missing."""
+        name, small_stem, known = settings.get("name"), settings.get("small_stem"), models.list_models(module=models)
+        problems = bad_dropout(settings)
+        if isinstance(small_stem, str) and small_stem != "auto":
+            problems.append(f"model.small_stem must be auto, true or false, not {small_stem!r}")
+        if isinstance(name, str) and name not in known:
+            problems.append(f"model.name={name} is no torchvision classifier; the nearest are {nearest(name, known)}")
+        elif isinstance(name, str) and small_stem is True and not name.startswith(_RESNETS):
+            problems.append(f"model.small_stem=true is for the ResNet family, not {name}; take auto or false")
+        return problems
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1 or 3, S, S) normalised -> (B, C)."""
+        return self.backbone(image.contiguous(memory_format=self.memory_format))
+
+    @torch.no_grad()
+    def _try(self, name: str, in_channels: int, image_size: int) -> None:
+        """Classify one black picture: the only check that holds for every family."""
+        try:
+            self.eval().forward(torch.zeros(1, in_channels, image_size, image_size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ValueError(_does_not_fit(name, image_size, error)) from error
+        self.train()
+
+
+def _build(name: str, image_size: int, n_classes: int) -> nn.Module:
+    options: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        options = {"image_size": image_size}
+    elif name.startswith("maxvit_"):
+        options = {"input_size": (image_size, image_size)}
+    elif name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+    try:
+        return models.get_model(name, weights=None, num_classes=n_classes, **options)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(_does_not_fit(name, image_size, error)) from error
+
+
+def _does_not_fit(name: str, image_size: int, error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    return (
+        f"model.name={name} cannot work on pictures of {image_size}×{image_size} pixels ({reason}); "
+        "take larger pictures, model.name=resnet18 or model=image_small"
+    )
+
+
+def _use_small_stem(resnet: models.ResNet) -> None:
+    """3×3 with stride 1 for 7×7 with stride 2, no max-pool: the first stage sees every pixel."""
+    resnet.conv1 = nn.Conv2d(3, resnet.conv1.out_channels, kernel_size=3, padding=1, bias=False)
+    nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
+    resnet.set_submodule("maxpool", nn.Identity())
+
+
+def _fit_channels(backbone: nn.Module, in_channels: int) -> None:
+    """Make the first convolution read `in_channels`; one channel by the sum over its three, so that responses keep."""
+    stem = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    if stem.in_channels == in_channels:
+        return
+    assert in_channels == 1 and stem.groups == 1, "pictures have 1 or 3 channels"
+    stem.in_channels = in_channels
+    stem.weight = nn.Parameter(stem.weight.detach().sum(dim=1, keepdim=True))
+
+
+def _fit_head(backbone: nn.Module, dropout: float) -> None:
+    """Put `dropout` before the last layer, which starts small; other dropout inside the network is switched off."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    layers = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    name, head = list(layers.items())[-1]
+    nn.init.normal_(head.weight, std=0.01)
+    if head.bias is not None:
+        nn.init.zeros_(head.bias)
+    backbone.set_submodule(name, nn.Sequential(nn.Dropout(dropout), head))
+
+
+class SmallResNet(nn.Module):
+    """A compact residual network for pictures from 8 to about 64 pixels: (B, 1 or 3, S, S) -> (B, C).
+
+    A stem, then one stage per entry of `widths`: a convolution that halves the side (while it is above 4 pixels) and a
+    residual one; the maximum over the positions; a linear head whose logits are multiplied by `logit_scale`.
+
+    Raises ValueError where a size does not fit, all problems in one message.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        image_size: int,
+        n_classes: int,
+        widths: list[int],
+        dropout: float,
+        logit_scale: float,
+        channels_last: bool,
+    ):
+        super().__init__()
+        problems = self.problems({"widths": widths, "dropout": dropout})
+        if image_size < 8:
+            problems.append(f"pictures of {image_size}×{image_size} pixels are too small; take data of 8×8 or more")
+        raise_if(problems)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.logit_scale = logit_scale
+        width, side = max(1, widths[0] // 2), image_size
+        self.stem = _convolution(in_channels, width)
+        self.stages = nn.Sequential()
+        for d_out in widths:
+            self.stages.append(Stage(width, d_out, halve=side > 4))
+            width, side = d_out, side // 2 if side > 4 else side
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, n_classes))
+        self.to(memory_format=self.memory_format)
+
+    @staticmethod
+    def problems(settings: dict[str, Any]) -> list[str]:
+        """What is wrong with these `conf/model` values, one sentence each; keys may be missing."""
+        widths = settings.get("widths")
+        problems = bad_dropout(settings)
+        if isinstance(widths, list | tuple) and (not widths or any(is_int(width) and width < 1 for width in widths)):
+            problems.append(f"model.widths={list(widths)} must hold one width of 1 or more for each stage")
+        return problems
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1 or 3, S, S) normalised -> (B, C)."""
+        x = self.stem(image.contiguous(memory_format=self.memory_format))  # (B, D/2, S, S)
+        x = self.stages(x).amax((2, 3))  # (B, D)
+        return self.head(x) * self.logit_scale
+
+
+class Stage(nn.Module):
+    """A convolution to the new width that may halve the side, then a residual one."""
+
+    def __init__(self, width: int, d_out: int, *, halve: bool):
+        super().__init__()
+        self.widen = _convolution(width, d_out, halve)
+        self.refine = _convolution(d_out, d_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.widen(x)
+        return x + self.refine(x)
+
+
+def _convolution(width: int, d_out: int, halve: bool = False) -> nn.Sequential:
+    """3×3, maximum of each 2×2 where the side is halved (odd sides round down), batch norm, activation."""
+    return nn.Sequential(
+        nn.Conv2d(width, d_out, kernel_size=3, padding=1, bias=False),
+        nn.MaxPool2d(2) if halve else nn.Identity(),
+        nn.BatchNorm2d(d_out),
+        nn.ReLU(inplace=True),
+    )

@@ -1,0 +1,303 @@
+"""The text Transformer: a causal decoder for language modelling, an encoder with pooling for classification.
+
+One file holds the modern default (rotary positions, RMSNorm before each sublayer, QK-norm, relu²), the GPT-2 style
+(learned positions, LayerNorm, GELU, tied embeddings) and the classic encoder (sinusoids, LayerNorm after each
+sublayer, ReLU); `conf/model/` holds the three as configurations.
+
+Sources: Vaswani et al. 2017 (arXiv:1706.03762); Radford et al. 2019 (GPT-2); Su et al. 2021, rotary positions
+(arXiv:2104.09864); Zhang & Sennrich 2019, RMSNorm (arXiv:1910.07467); Henry et al. 2020, QK-norm (arXiv:2010.04245);
+So et al. 2021, relu² (arXiv:2109.08668); Shazeer 2020, SwiGLU (arXiv:2002.05202); Ainslie et al. 2023, grouped-query
+attention (arXiv:2305.13245). We differ in one detail: output projections start small, not at zero, so that every
+parameter receives a gradient from the first step.
+
+Letters: B batch, T time, P past positions, D width, H heads, G key/value heads, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quartet.models.checks import bad_dropout, is_int, raise_if, too_small, unknown_choices
+
+State = list[tuple[Tensor, Tensor]]  # keys and values of every block, (B, G, P, D/H) each
+
+
+class Rotary(nn.Module):
+    """Rotary positions: rotate pairs of features by an angle that grows with the position (base 10,000)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_size: int, context_length: int):
+        super().__init__()
+        rate = 10_000 ** (-torch.arange(0, head_size, 2).float() / head_size)
+        angle = torch.outer(torch.arange(context_length).float(), rate)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor, start: int) -> Tensor:
+        """(B, H, T, D/H) at positions start … start + T - 1, rotated; the shape is kept."""
+        end = start + x.shape[-2]
+        cos, sin = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)
+        a, b = x.chunk(2, dim=-1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped keys and values."""
+
+    def __init__(self, *, d_model, n_heads, n_kv_heads, qk_norm, bias, dropout, causal, rotary, make_norm):
+        super().__init__()
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+        self.dropout, self.causal, self.rotary = dropout, causal, rotary
+        head_size = d_model // n_heads
+        self.query = nn.Linear(d_model, n_heads * head_size, bias=bias)
+        self.key = nn.Linear(d_model, n_kv_heads * head_size, bias=bias)
+        self.value = nn.Linear(d_model, n_kv_heads * head_size, bias=bias)
+        self.project = nn.Linear(n_heads * head_size, d_model, bias=bias)
+        self.query_norm = make_norm(head_size) if qk_norm else nn.Identity()
+        self.key_norm = make_norm(head_size) if qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None):
+        """(B, T, D) and optional past -> (B, T, D) and the keys and values seen so far."""
+        start = 0 if past is None else past[0].shape[2]
+        q = self.query_norm(self._heads(self.query(x), self.n_heads))  # (B, H, T, D/H)
+        k = self.key_norm(self._heads(self.key(x), self.n_kv_heads))  # (B, G, T, D/H)
+        v = self._heads(self.value(x), self.n_kv_heads)
+        if self.rotary is not None:
+            q, k = self.rotary(q, start), self.rotary(k, start)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        if self.causal and past is not None:
+            mask = _causal_mask(x.shape[1], start, x.device)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=self.causal and mask is None,
+            enable_gqa=self.n_kv_heads != self.n_heads,
+        )
+        return self.project(y.transpose(1, 2).flatten(2)), (k, v)
+
+    @staticmethod
+    def _heads(x: Tensor, n_heads: int) -> Tensor:
+        return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)  # (B, T, H·E) -> (B, H, T, E)
+
+
+def _causal_mask(length: int, start: int, device: torch.device) -> Tensor:
+    """(T, P + T): True where a new position may look."""
+    return torch.ones(length, start + length, dtype=torch.bool, device=device).tril(start)
+
+
+class FeedForward(nn.Module):
+    """Two projections around an activation; SwiGLU multiplies a gated third (two thirds of the width keep its size)."""
+
+    def __init__(self, *, d_model, d_ff, activation, bias):
+        super().__init__()
+        self.activation = activation
+        hidden = d_ff if activation != "swiglu" else int(d_ff * 2 / 3)
+        self.expand = nn.Linear(d_model, hidden, bias=bias)
+        self.gate = nn.Linear(d_model, hidden, bias=bias) if activation == "swiglu" else None
+        self.project = nn.Linear(hidden, d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gate is not None:
+            return self.project(F.silu(self.gate(x)) * self.expand(x))
+        hidden = self.expand(x)
+        return self.project(_ACTIVATIONS[self.activation](hidden))
+
+
+_ACTIVATIONS = {"relu2": lambda x: F.relu(x).square(), "relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+_CHOICES = {
+    "positions": ("rotary", "learned", "sinusoidal"),
+    "norm": ("rmsnorm", "layernorm"),
+    "norm_position": ("pre", "post"),
+    "feed_forward": tuple(_ACTIVATIONS),
+    "pooling": ("mean", "first"),
+}
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each with a residual path; the norm stands before (pre) or after (post) it."""
+
+    def __init__(self, *, attention: Attention, feed_forward: FeedForward, make_norm, d_model, dropout, pre_norm):
+        super().__init__()
+        self.attention, self.feed_forward, self.pre_norm = attention, feed_forward, pre_norm
+        self.attention_norm, self.feed_forward_norm = make_norm(d_model), make_norm(d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None):
+        if self.pre_norm:
+            y, seen = self.attention(self.attention_norm(x), mask, past)
+            x = x + self.dropout(y)
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), seen
+        y, seen = self.attention(x, mask, past)
+        x = self.attention_norm(x + self.dropout(y))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x))), seen
+
+
+class Transformer(nn.Module):
+    """Tokens to logits: (B, T) -> (B, T, V) for language modelling, -> (B, C) where `n_classes` is given.
+
+    `vocab_size`, `context_length`, `n_classes` and `pad_id` are facts of the data; the rest is `conf/model`. A
+    classifier pools over the positions that are not `pad_id`: "mean", or "first" for the first position alone.
+
+    Raises ValueError where the sizes do not fit each other or a choice is unknown, all problems in one message.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        context_length: int,
+        n_classes: int | None = None,
+        pad_id: int | None = None,
+        n_layers: int,
+        n_heads: int,
+        n_kv_heads: int | None,
+        d_model: int,
+        d_ff: int,
+        dropout: float,
+        positions: str,
+        norm: str,
+        norm_position: str,
+        qk_norm: bool,
+        feed_forward: str,
+        bias: bool,
+        tie_embeddings: bool,
+        pooling: str,
+    ):
+        super().__init__()
+        problems = self.problems({name: value for name, value in locals().items() if name != "self"})
+        if n_classes is not None and pad_id is None:
+            problems.append("a classifier needs pad_id, the token that fills short texts")
+        raise_if(problems)
+        n_kv_heads = n_kv_heads or n_heads
+        self.context_length, self.n_classes, self.pad_id, self.pooling = context_length, n_classes, pad_id, pooling
+        make_norm = nn.RMSNorm if norm == "rmsnorm" else nn.LayerNorm
+        rotary = Rotary(d_model // n_heads, context_length) if positions == "rotary" else None
+
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.embedding_scale = math.sqrt(d_model) if positions == "sinusoidal" else 1.0  # Vaswani et al., section 3.4
+        self.positions = _absolute_positions(positions, context_length, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            Block(
+                attention=Attention(
+                    d_model=d_model,
+                    n_heads=n_heads,
+                    n_kv_heads=n_kv_heads,
+                    qk_norm=qk_norm,
+                    bias=bias,
+                    dropout=dropout,
+                    causal=n_classes is None,
+                    rotary=rotary,
+                    make_norm=make_norm,
+                ),
+                feed_forward=FeedForward(d_model=d_model, d_ff=d_ff, activation=feed_forward, bias=bias),
+                make_norm=make_norm,
+                d_model=d_model,
+                dropout=dropout,
+                pre_norm=norm_position == "pre",
+            )
+            for _ in range(n_layers)
+        )
+        self.norm = make_norm(d_model) if norm_position == "pre" else nn.Identity()
+        self.head = nn.Linear(d_model, n_classes or vocab_size, bias=n_classes is not None)
+        if tie_embeddings and n_classes is None:
+            self.head.weight = self.embedding.weight
+        self._initialise(n_layers)
+
+    @staticmethod
+    def problems(settings: dict[str, Any]) -> list[str]:
+        """What is wrong with these `conf/model` values, one sentence each; keys may be missing."""
+        sizes = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_ff")
+        small = too_small(settings, sizes)
+        misfits = [] if small else _misfits(settings)
+        return [*unknown_choices(settings, _CHOICES), *small, *misfits, *bad_dropout(settings)]
+
+    def _initialise(self, n_layers: int) -> None:
+        """GPT-2: normal with 0.02, residual projections shrunk by √(2·layers) so that the variance does not grow."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                if name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+                continue
+            residual = name.endswith("project.weight")
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layers) if residual else 0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, V), or (B, C) for a classifier."""
+        if self.n_classes is None:
+            return self.head(self._encode(tokens, None, None)[0])
+        keep = tokens != self.pad_id  # (B, T)
+        x, _ = self._encode(tokens, keep[:, None, None, :], None)
+        return self.head(x[:, 0] if self.pooling == "first" else masked_mean(x, keep))
+
+    def advance(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """(B, T) new tokens after those in `state` -> logits (B, T, V) and the state with them (a KV cache)."""
+        x, state = self._encode(tokens, None, state or [])
+        return self.head(x), state
+
+    def _encode(self, tokens: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        start = state[0][0].shape[2] if state else 0
+        x = self.embedding(tokens) * self.embedding_scale  # (B, T, D)
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(start, start + tokens.shape[1], device=tokens.device))
+        x = self.dropout(x)
+        seen = []
+        for i, block in enumerate(self.blocks):
+            x, keys_and_values = block(x, mask, state[i] if state else None)
+            seen.append(keys_and_values)
+        return self.norm(x), seen
+
+
+def masked_mean(x: Tensor, keep: Tensor) -> Tensor:
+    """(B, T, D) averaged over the positions where `keep` (B, T) is true; zero where there is none."""
+    weight = keep.unsqueeze(-1).to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class Sinusoids(nn.Module):
+    """The fixed positions of Vaswani et al., section 3.5."""
+
+    table: Tensor
+
+    def __init__(self, context_length: int, d_model: int):
+        super().__init__()
+        rate = 10_000 ** (-torch.arange(0, d_model, 2).float() / d_model)
+        angle = torch.outer(torch.arange(context_length).float(), rate)
+        self.register_buffer("table", torch.stack((angle.sin(), angle.cos()), -1).flatten(1), persistent=False)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        return self.table[positions]
+
+
+def _absolute_positions(kind: str, context_length: int, d_model: int) -> nn.Module | None:
+    if kind == "learned":
+        return nn.Embedding(context_length, d_model)
+    return Sinusoids(context_length, d_model) if kind == "sinusoidal" else None
+
+
+def _misfits(settings: dict[str, Any]) -> list[str]:
+    """Sizes, each positive, that do not fit each other."""
+    problems = []
+    width, heads, kv_heads = (settings.get(name) for name in ("d_model", "n_heads", "n_kv_heads"))
+    if is_int(width) and is_int(heads):
+        if width % heads:
+            fitting = [n for n in range(1, 4 * heads + 1) if width % n == 0]
+            problems.append(f"model.n_heads={heads} does not divide model.d_model={width}; take one of {fitting}")
+        elif settings.get("positions") == "rotary" and (width // heads) % 2:
+            problems.append(f"rotary positions need an even head size, not {width}/{heads}; change model.n_heads")
+    if is_int(heads) and is_int(kv_heads) and heads % kv_heads:
+        problems.append(f"model.n_kv_heads={kv_heads} does not divide model.n_heads={heads}")
+    if settings.get("positions") == "sinusoidal" and is_int(width) and width % 2:
+        problems.append(f"sinusoidal positions need an even width, not model.d_model={width}")
+    return problems

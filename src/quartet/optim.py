@@ -1,0 +1,159 @@
+"""Parameter groups, the Muon + AdamW pair, and learning-rate schedules as pure functions of the step.
+
+Sources: Loshchilov & Hutter 2019, decoupled weight decay (arXiv:1711.05101); Jordan et al. 2024, Muon, in torch.optim;
+Liu et al. 2025, "Muon is scalable" (arXiv:2502.16982), whose RMS rule lets one learning rate serve matrices and vectors;
+Loshchilov & Hutter 2017, cosine (arXiv:1608.03983); Smith 2018, one cycle (arXiv:1708.07120); Hu et al. 2024,
+warm-up-stable-decay (arXiv:2404.06395).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+# parameter groups
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups that partition the trainable parameters: weights decay; norms, biases and embeddings do not."""
+    decayed, spared = [], []
+    embeddings = _embeddings(network)
+    for _, parameter in _trainable(network):
+        decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+        (decayed if decays else spared).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return _assert_partition(network, [group for group in groups if group["params"]])
+
+
+def muon_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The groups of `MuonAdamW`: hidden matrices go to Muon; embeddings, the last layer, convolutions and vectors to AdamW.
+
+    Muon is defined for matrices between hidden layers (Jordan et al. 2024); torch's takes 2-D parameters only.
+    """
+    last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1:]
+    kept_from_muon = _embeddings(network) | {id(module.weight) for module in last}
+    groups = []
+    for group in parameter_groups(network, weight_decay):
+        for use_muon in (True, False):
+            chosen = [p for p in group["params"] if (p.ndim == 2 and id(p) not in kept_from_muon) == use_muon]
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": group["weight_decay"], "use_muon": use_muon})
+    return _assert_partition(network, groups)
+
+
+def _trainable(network: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in network.named_parameters() if p.requires_grad)
+
+
+def _embeddings(network: nn.Module) -> set[int]:
+    return {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+
+
+def _assert_partition(network: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for _, p in _trainable(network)), "groups must hold each parameter once"
+    return groups
+
+
+# the optimizer pair
+
+
+class MuonAdamW(Optimizer):
+    """Muon for hidden matrices and AdamW for all else, as one optimizer (Lightning's automatic loop drives only one).
+
+    Both parts share this object's `param_groups` and `state`, so schedules, checkpoints and `zero_grad` see one
+    optimizer. `params` are groups with a flag `use_muon` (see `muon_groups`). With Muon's update scaled to AdamW's RMS,
+    one `lr` serves both.
+    """
+
+    def __init__(
+        self,
+        params: list[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        betas: tuple[float, float],
+        eps: float,
+    ):
+        self._parts: list[Optimizer] = []
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "use_muon": False})
+        muon = [group for group in self.param_groups if group["use_muon"]]
+        rest = [group for group in self.param_groups if not group["use_muon"]]
+        if muon:
+            part = torch.optim.Muon(muon, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+            self._parts.append(part)
+        if rest:
+            self._parts.append(torch.optim.AdamW(rest, lr=lr, betas=tuple(betas), eps=eps))
+        self.param_groups = [group for part in self._parts for group in part.param_groups]
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on this object's groups and state."""
+        for part in self._parts:
+            use_muon = isinstance(part, torch.optim.Muon)
+            part.param_groups = [group for group in self.param_groups if group["use_muon"] == use_muon]
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+
+# schedules: (step, total_steps, settings) -> multiplier of the learning rate
+
+
+def constant(step: int, total: int, *, warmup: float) -> float:
+    """Linear warm-up over the share `warmup` of the steps, then 1."""
+    return _ramp(step, warmup * total)
+
+
+def cosine(step: int, total: int, *, warmup: float, final: float) -> float:
+    """Linear warm-up, then half a cosine from 1 to `final`."""
+    start = warmup * total
+    if step < start:
+        return _ramp(step, start)
+    return _cosine_between(1.0, final, (step - start) / max(1.0, total - start))
+
+
+def step(step: int, total: int, *, warmup: float, milestones: list[float], factor: float) -> float:
+    """Warm-up, then times `factor` at each of the `milestones` (shares of the steps)."""
+    passed = sum(step >= milestone * total for milestone in milestones)
+    return _ramp(step, warmup * total) * factor**passed
+
+
+def one_cycle(step: int, total: int, *, rise: float, start: float, final: float) -> float:
+    """Cosine from `start` up to 1 over the share `rise` of the steps, then down to `final`."""
+    peak = rise * total
+    if step < peak:
+        return _cosine_between(start, 1.0, step / max(1.0, peak))
+    return _cosine_between(1.0, final, (step - peak) / max(1.0, total - peak))
+
+
+def wsd(step: int, total: int, *, warmup: float, decay: float, final: float) -> float:
+    """Warm-up, stable at 1, then linear to `final` over the last share `decay` of the steps."""
+    remaining = (total - step) / max(1.0, decay * total)
+    return _ramp(step, warmup * total) * (final + (1 - final) * min(1.0, max(0.0, remaining)))
+
+
+def _ramp(step: int, length: float) -> float:
+    return min(1.0, (step + 1) / length) if length >= 1 else 1.0
+
+
+def _cosine_between(first: float, last: float, progress: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

@@ -1,0 +1,74 @@
+"""Sampling tokens from a language model, one at a time; torch only.
+
+Letters: T tokens so far, V vocabulary. Top-p is the nucleus of Holtzman et al. 2020 (arXiv:1904.09751).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """(V,) logits, scaled and with the unlikely tokens at minus infinity."""
+    logits = logits / temperature
+    if top_k is not None and top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+    if top_p is not None and top_p < 1:
+        ranked, order = logits.softmax(-1).sort(descending=True)
+        beyond = ranked.cumsum(-1) - ranked >= top_p  # the token that reaches top_p stays
+        logits = logits.index_fill(0, order[beyond], -torch.inf)
+    return logits
+
+
+def choose(
+    logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
+) -> int:
+    """One token id from (V,) logits; temperature 0 takes the likeliest and uses no random number."""
+    logits = logits.float().cpu()  # drawing on the CPU gives the same tokens on every device
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p).softmax(-1)
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+@torch.no_grad()
+def generate(
+    network: nn.Module,
+    prompt_ids: list[int],
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+    stop_id: int | None = None,
+    forbidden_ids: tuple[int, ...] = (),
+    cache: bool = True,
+) -> Iterator[int]:
+    """Yield token ids that follow the prompt, until `stop_id` (not yielded) or `max_tokens`.
+
+    `network` has `advance(tokens, state)` and may have a `context_length`; where the text outgrows it, the window is cut
+    to its newer half and read again, with the cache and without it alike, so that both give the same tokens.
+    """
+    assert prompt_ids, "generation needs at least one token to start from"
+    device = next(network.parameters()).device
+    context_length = getattr(network, "context_length", None)
+    window = list(prompt_ids[-context_length:] if context_length else prompt_ids)
+    state, unread = None, list(window)
+    for _ in range(max_tokens):
+        tokens = torch.tensor([unread if cache else window], device=device)
+        logits, state = network.advance(tokens, state if cache else None)
+        scores = logits[0, -1].clone()
+        scores[list(forbidden_ids)] = -torch.inf
+        token = choose(scores, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        if token == stop_id:
+            return
+        yield token
+        window.append(token)
+        unread = [token]
+        if context_length and len(window) > context_length:
+            window = window[-(context_length // 2) :]
+            state, unread = None, list(window)

@@ -1,0 +1,143 @@
+"""What every task shares: one step for train, validation and test, penalties, parameter groups, schedules.
+
+A task owns loss, metrics and optimisation; it never knows which network it trains. Batches are dicts
+{"inputs": keyword arguments of the network, "target": …, "index": sample ids}.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from torchmetrics import MeanMetric, MetricCollection
+
+from quartet import optim
+from quartet.data.spec import Spec
+
+Batch = dict[str, Any]
+MakeOptimizer = Callable[[nn.Module], Optimizer]
+MakeScheduler = Callable[[Optimizer, int], dict[str, Any]]
+
+
+class Task(LightningModule):
+    """A network with its loss, metrics and optimisation.
+
+    `make_optimizer(network)` and `make_scheduler(optimizer, total_steps)` come from `build`; without them the task can
+    only evaluate. `l1` and `l2` weigh the sums of absolute and of squared weights (decaying parameters only: no norms,
+    biases, embeddings) that are added to the training loss; the logged loss is without them.
+    `METRICS` names what validation logs as `val/<name>`.
+    """
+
+    METRICS: tuple[str, ...]
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        spec: Spec,
+        make_optimizer: MakeOptimizer | None = None,
+        make_scheduler: MakeScheduler | None = None,
+        l1: float,
+        l2: float,
+    ):
+        super().__init__()
+        self.network, self.spec = network, spec
+        self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
+        self.l1, self.l2 = l1, l2
+        self._validated = False  # since the last step of a plateau schedule
+
+    @abstractmethod
+    def step(self, batch: Batch, part: str) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """The mean loss of a batch, with the metrics of `part` updated; and what figures are drawn from."""
+
+    @abstractmethod
+    def log_metrics(self, part: str) -> None:
+        """Log and reset the metrics gathered over validation or test."""
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        loss, _ = self.step(batch, "train")
+        penalty = self.penalty()
+        if penalty is None:
+            return loss
+        if self.logging_due:
+            self.log("train/penalty", penalty.detach())
+        return loss + penalty
+
+    @property
+    def logging_due(self) -> bool:
+        """Whether this training step's values reach the loggers; others are not worth the time of `self.log`."""
+        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+
+    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
+        return self.step(batch, "val")[1]
+
+    def test_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
+        return self.step(batch, "test")[1]
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_metrics("val")
+        self._validated = True
+
+    def on_test_epoch_end(self) -> None:
+        self.log_metrics("test")
+
+    def penalty(self) -> Tensor | None:
+        if not (self.l1 or self.l2):
+            return None
+        weights = optim.parameter_groups(self.network, weight_decay=1.0)[0]["params"]
+        total = torch.zeros((), device=self.device)
+        for weight in weights:
+            if self.l1:
+                total = total + self.l1 * weight.abs().sum()
+            if self.l2:
+                total = total + self.l2 * weight.square().sum()
+        return total
+
+    def configure_optimizers(self) -> Any:
+        assert self.make_optimizer and self.make_scheduler, "this task was built for evaluation"
+        optimizer = self.make_optimizer(self.network)
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, total_steps)}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Schedules follow the steps; plateau follows the validations, of which there are fewer."""
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+        elif self._validated and metric is not None:
+            self._validated = False
+            scheduler.step(metric)
+
+
+class ScoredTask(Task):
+    """A task whose validation and test gather the mean loss and a collection of metrics of (prediction, target)."""
+
+    def __init__(self, **common: Any):
+        super().__init__(**common)
+        self.losses = nn.ModuleDict({f"{part}_loss": MeanMetric() for part in ("val", "test")})
+        self.scores = nn.ModuleDict({f"{part}_scores": self.new_metrics() for part in ("val", "test")})
+
+    @abstractmethod
+    def new_metrics(self) -> MetricCollection:
+        """The metrics, each under the name it is logged by."""
+
+    def record(self, part: str, loss: Tensor, prediction: Tensor, target: Tensor) -> None:
+        self.losses[f"{part}_loss"].update(loss, weight=len(target))  # type: ignore[operator]
+        self.scores[f"{part}_scores"].update(prediction, target)  # type: ignore[operator]
+
+    def log_metrics(self, part: str) -> None:
+        loss, scores = self.losses[f"{part}_loss"], self.scores[f"{part}_scores"]
+        self.log(f"{part}/loss", loss.compute())  # type: ignore[operator]
+        for name, value in scores.compute().items():  # type: ignore[operator]
+            self.log_score(part, name, value)
+        loss.reset()  # type: ignore[operator]
+        scores.reset()  # type: ignore[operator]
+
+    def log_score(self, part: str, name: str, value: Tensor) -> None:
+        self.log(f"{part}/{name}", value)

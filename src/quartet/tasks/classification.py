@@ -1,0 +1,137 @@
+"""Classification: logits (B, C) against class numbers (B,); losses, weights, and metrics per class and overall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassAveragePrecision,
+    MulticlassCalibrationError,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+from quartet.tasks.base import Batch, ScoredTask
+
+
+def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    """Softmax cross-entropy against target probabilities (B, C), a loss for each sample (B,)."""
+    return F.cross_entropy(logits, target, weight=weights, reduction="none")
+
+
+def binary_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    """One sigmoid for each class against the rest, summed over classes."""
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (losses if weights is None else losses * weights).sum(-1)
+
+
+def mean_squared_error(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    """Squared distance between probabilities and target (the Brier score)."""
+    losses = (logits.softmax(-1) - target).square()
+    return (losses if weights is None else losses * weights).sum(-1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "mean_squared_error": mean_squared_error,
+}
+
+
+class Classification(ScoredTask):
+    """`class_weights` is None, "auto" (inverse to the training counts, mean 1) or a list with one weight for each class.
+
+    Label smoothing and weights shape the training loss; validation and test report the plain one. Raises ValueError for
+    an unknown loss or a list of weights of the wrong length.
+    """
+
+    METRICS = (
+        "loss",
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "auroc",
+        "average_precision",
+        "calibration_error",
+    )
+    weights: Tensor | None
+
+    def __init__(self, *, loss: str, label_smoothing: float, class_weights: str | list[float] | None, **common: Any):
+        super().__init__(**common)
+        if loss not in LOSSES:
+            raise ValueError(f"task.loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+        self.loss, self.label_smoothing = LOSSES[loss], label_smoothing
+        self.register_buffer("weights", self._class_weights(class_weights), persistent=False)
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.spec.classes)
+
+    def step(self, batch: Batch, part: str) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, target = self.network(**batch["inputs"]).float(), batch["target"]
+        training = part == "train"
+        smoothing = self.label_smoothing if training else 0.0
+        one_hot = F.one_hot(target, self.n_classes) * (1 - smoothing) + smoothing / self.n_classes
+        loss = self.loss(logits, one_hot, self.weights if training else None).mean()
+        if training:
+            if self.logging_due:
+                accuracy = (logits.argmax(-1) == target).float().mean()
+                self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy})
+            return loss, {}
+        probabilities = self.probabilities(logits)
+        self.record(part, loss, probabilities, target)
+        return loss, {"prediction": probabilities.detach(), "target": target, "index": batch["index"]}
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, C) that sum to 1: normalised sigmoids where the loss has one for each class."""
+        if self.loss is not binary_cross_entropy:
+            return logits.softmax(-1)
+        scores = logits.sigmoid()
+        return scores / scores.sum(-1, keepdim=True).clamp(min=1e-12)
+
+    def log_score(self, part: str, name: str, value: Tensor) -> None:
+        if value.ndim == 0:
+            self.log(f"{part}/{name}", value)
+            return
+        for label, of_class in zip(self.spec.classes, value, strict=True):
+            self.log(f"{part}_per_class/{name}_{label}", of_class)
+
+    def _class_weights(self, given: str | list[float] | None) -> Tensor | None:
+        if given is None:
+            return None
+        if given == "auto":
+            counts = torch.tensor(self.spec.class_counts, dtype=torch.float32)
+            return counts.sum() / (len(counts) * counts.clamp(min=1))
+        if isinstance(given, str) or len(given) != self.n_classes:
+            raise ValueError(
+                f"task.class_weights must be null, auto or {self.n_classes} numbers "
+                f"(for {', '.join(self.spec.classes)}), not {given}"
+            )
+        return torch.tensor(given, dtype=torch.float32)
+
+    def new_metrics(self) -> MetricCollection:
+        n = self.n_classes
+        return MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(n, average="micro"),
+                "precision": MulticlassPrecision(n),
+                "recall": MulticlassRecall(n),
+                "f1": MulticlassF1Score(n),
+                "auroc": MulticlassAUROC(n),
+                "average_precision": MulticlassAveragePrecision(n),
+                "calibration_error": MulticlassCalibrationError(n),
+                "precision_of": MulticlassPrecision(n, average=None),
+                "recall_of": MulticlassRecall(n, average=None),
+                "f1_of": MulticlassF1Score(n, average=None),
+            },
+            compute_groups=False,
+        )

@@ -1,0 +1,44 @@
+"""Regression: one number for each sample. The network predicts the standardised target; metrics are in its own units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+
+from quartet.tasks.base import Batch, ScoredTask
+
+LOSSES = {"mean_squared_error": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+
+
+class Regression(ScoredTask):
+    """Batches: target (B,) standardised with the training part's mean and standard deviation (`spec`)."""
+
+    METRICS = ("loss", "rmse", "mae", "r2")
+
+    def __init__(self, *, loss: str, **common: Any):
+        super().__init__(**common)
+        if loss not in LOSSES:
+            raise ValueError(f"task.loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+        self.loss = LOSSES[loss]
+
+    def step(self, batch: Batch, part: str) -> tuple[Tensor, dict[str, Tensor]]:
+        output, target = self.network(**batch["inputs"]).squeeze(-1).float(), batch["target"]
+        loss = self.loss(output, target)
+        if part == "train":
+            if self.logging_due:
+                self.log("train/loss", loss.detach())
+            return loss, {}
+        prediction, truth = self.to_units(output).detach(), self.to_units(target)
+        self.record(part, loss, prediction, truth)
+        return loss, {"prediction": prediction, "target": truth, "index": batch["index"]}
+
+    def to_units(self, standardised: Tensor) -> Tensor:
+        return standardised * self.spec.target_std + self.spec.target_mean
+
+    def new_metrics(self) -> MetricCollection:
+        return MetricCollection(
+            {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError(), "r2": R2Score()}, compute_groups=False
+        )

@@ -1,0 +1,163 @@
+"""Training: a run directory in, a result out."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+import traceback
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from quartet import build
+from quartet.data.base import DataModule
+from quartet.run import Run
+from quartet.tasks.base import Task
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by the user; its run is marked and keeps its checkpoints."""
+
+
+class History(Callback):
+    """The metrics of each validation, so that those of the best need no second pass; and the seconds of fitting."""
+
+    def __init__(self, metric: str, mode: str):
+        self.metric, self.sign = metric, 1 if mode == "min" else -1
+        self.rows: list[dict[str, float]] = []
+        self.seconds, self._start = 0.0, 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds += time.monotonic() - self._start
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """The last step ends in a validation, whatever the interval: Lightning validates where it is told to stop."""
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
+        self.rows.append({"step": trainer.global_step, **metrics})
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The first validation with the best monitored value, as ModelCheckpoint chooses it."""
+        finite = [
+            row for row in self.rows if row.get(self.metric) == row.get(self.metric)
+        ]  # NaN is not equal to itself
+        best = min(finite, key=lambda row: self.sign * row[self.metric], default={})
+        return {name: value for name, value in best.items() if name != "step"}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "seconds": self.seconds + time.monotonic() - self._start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.seconds = state_dict["rows"], state_dict["seconds"]
+
+
+def create_and_train(config: DictConfig) -> tuple[Run, dict[str, Any]]:
+    """Check the config, make its run directory and train; a mistake found before training leaves no directory."""
+    build.check(config)
+    run = Run.create(config)
+    try:
+        data, task, trainer, history = prepare(run)
+    except BaseException:
+        shutil.rmtree(run.directory)
+        raise
+    return run, train(run, data, task, trainer, history)
+
+
+def prepare(run: Run) -> tuple[DataModule, Task, Trainer, History]:
+    """Everything that training needs, built from the run directory; writes the preprocessing into it."""
+    config = run.config
+    build.seed_everything(config.seed)
+    data = build.build_data(config)
+    data.setup()
+    run.write("preprocessing.json", data.preprocessing())
+    run.write("data.json", data.report())
+    task = build.build_task(config, data.spec, train=True)
+    history = History(config.monitor.metric, config.monitor.mode)
+    trainer = build.build_trainer(config, run.directory, train=True, callbacks=(history,))
+    return data, task, trainer, history
+
+
+def train(run: Run, data: DataModule, task: Task, trainer: Trainer, history: History) -> dict[str, Any]:
+    """Fit, test the best checkpoint, write `result.json` last. Errors are kept in `error.txt` and raised."""
+    test_metrics: dict[str, float] = {}
+    try:
+        trainer.fit(task, datamodule=data)
+        if trainer.interrupted:
+            raise Interrupted
+        if run.checkpoints.is_dir():  # callbacks.checkpoint=null keeps the last weights, in memory only
+            load_network(task, run)
+        test_metrics = measure(trainer, task, data, "test")
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        (run.directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        run.write("result.json", _result("interrupted" if interrupted else "failed", run, task, trainer, history, {}))
+        raise
+    result = _result("completed", run, task, trainer, history, test_metrics)
+    _write_hparams(run, trainer, result["metrics"])
+    run.write("result.json", result)
+    return result
+
+
+def load_network(task: Task, run: Run) -> None:
+    """The best checkpoint's weights into the task; only tensors and plain containers are read."""
+    checkpoint = torch.load(run.best_checkpoint, map_location="cpu", weights_only=True)
+    task.load_state_dict(checkpoint["state_dict"])
+
+
+def measure(trainer: Trainer, task: Task, data: DataModule, part: str) -> dict[str, float]:
+    """The metrics of the whole `part` ("val" or "test") with the task's present weights."""
+    run = trainer.validate if part == "val" else trainer.test
+    (metrics,) = run(task, datamodule=data, verbose=False)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _result(
+    status: str, run: Run, task: Task, trainer: Trainer, history: History, test_metrics: dict[str, float]
+) -> dict[str, Any]:
+    best = history.best
+    throughput = next((c for c in trainer.callbacks if type(c).__name__ == "Throughput"), None)  # type: ignore[attr-defined]
+    return {
+        "status": status,
+        "metrics": {**best, **test_metrics},
+        "objective": {"name": history.metric, "value": best.get(history.metric)},
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "seconds": round(history.seconds, 3),
+        "throughput": throughput and {"per_second": throughput.per_second, "unit": throughput.unit},  # type: ignore[attr-defined]
+        "peak_memory_bytes": _peak_memory(),
+        "parameters": sum(p.numel() for p in task.network.parameters()),
+        "best_checkpoint": _relative(run),
+    }
+
+
+def _relative(run: Run) -> str | None:
+    try:
+        return str(run.best_checkpoint.relative_to(run.directory))
+    except FileNotFoundError:
+        return None
+
+
+def _peak_memory() -> int:
+    """Of the device where there is one, else of this process (Linux counts in KiB, macOS in bytes)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _write_hparams(run: Run, trainer: Trainer, metrics: dict[str, float]) -> None:
+    from quartet.callbacks.tensorboard import write_hparams
+
+    hparams = {k: v for k, v in build.plain(run.config).items() if k not in ("run", "callbacks", "logger")}
+    for logger in trainer.loggers:
+        write_hparams(logger, hparams, metrics)

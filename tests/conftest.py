@@ -1,0 +1,77 @@
+"""What tests share: runs go to a temporary directory, configs are composed as the command line composes them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf, open_dict
+
+PROJECT = Path(__file__).parents[1]
+
+PACKAGES = ("asyncio", "email", "idlelib", "importlib", "multiprocessing", "tkinter", "unittest", "xml/dom")
+
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path, monkeypatch):
+    """Every test has its own outputs folder."""
+    monkeypatch.setenv("QUARTET_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def compose():
+    """compose("model=mlp", …) -> the config of scripts/train.py with these overrides."""
+
+    def compose_train(*overrides: str):
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
+            config = hydra.compose("train", overrides=list(overrides), return_hydra_config=True)
+        choices = OmegaConf.to_container(config.hydra.runtime.choices)
+        assert isinstance(choices, dict)
+        with open_dict(config):
+            del config["hydra"]
+            config.run.name = config.run.name or f"{choices['model']}-{choices['data']}"
+        return config
+
+    return compose_train
+
+
+@pytest.fixture
+def script(tmp_path, outputs):
+    """script("train", "model=mlp", …) -> the finished process of scripts/train.py, as a user would start it."""
+
+    def run_script(name: str, *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None):
+        return subprocess.run(
+            [sys.executable, str(PROJECT / "scripts" / f"{name}.py"), *arguments],
+            capture_output=True,
+            text=True,
+            cwd=cwd or tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            timeout=120,
+            check=False,
+        )
+
+    return run_script
+
+
+@pytest.fixture
+def small_text(monkeypatch, tmp_path):
+    """Text sources cut to a few small documents, so that a run reads and tokenises in milliseconds."""
+    from quartet.data import sources
+
+    def documents(self):
+        root = Path(sysconfig.get_path("stdlib"))
+        files = [path for package in PACKAGES for path in sorted((root / package).glob("*.py"))[:4]]
+        return [sources.Document(p.relative_to(root).as_posix(), p.read_text("utf-8")[:2000]) for p in files]
+
+    monkeypatch.setattr(sources.StandardLibrary, "documents", documents)
+    text = "\n".join(document.text for document in documents(None))
+    (tmp_path / "shakespeare.txt").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sources.Shakespeare, "_locate", lambda self: tmp_path / "shakespeare.txt")

@@ -1,0 +1,183 @@
+"""Laws of every data module, run over the embedded sources; splits as such."""
+
+import copy
+import json
+import os
+from itertools import chain
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quartet.data.base import SPLITS, split_ids, user_path
+from quartet.data.images import Digits, ImageData
+from quartet.data.spec import Spec
+from quartet.data.tables import EmbeddedTable, TableData
+
+COMMON = {"batch_size": 16, "split": [0.8, 0.1, 0.1], "split_seed": 0, "seed": 0}
+SHARES = [[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
+
+
+def digits(**changes):
+    return ImageData(**{**COMMON, "source": Digits(), "shift": 1, "flip": False, **changes})
+
+
+def table(name, **changes):
+    return TableData(**{**COMMON, "source": EmbeddedTable(name), "scaling": "standard", **changes})
+
+
+MODULES = {
+    "digits": digits,
+    "breast_cancer": lambda **changes: table("breast_cancer", **changes),
+    "wine": lambda **changes: table("wine", **changes),
+    "diabetes": lambda **changes: table("diabetes", **changes),
+}
+
+
+@pytest.fixture(scope="module", params=MODULES)
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def data(name):
+    module = MODULES[name]()
+    module.setup()
+    return module
+
+
+def content(module, part):
+    return module.datasets[part].gather(torch.arange(len(module.datasets[part])))
+
+
+def same(a, b):
+    inputs = all(torch.equal(a["inputs"][name], b["inputs"][name]) for name in a["inputs"])
+    return inputs and a["inputs"].keys() == b["inputs"].keys() and torch.equal(a["target"], b["target"])
+
+
+# splits
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 200), n_classes=st.integers(1, 5), split=st.sampled_from(SHARES), seed=st.integers(0, 2**32))
+def test_splits_are_disjoint_complete_stratified_and_repeatable(n, n_classes, split, seed):
+    labels = np.random.default_rng(seed).integers(n_classes, size=n)
+    parts = split_ids(n, split, seed, labels)
+    assert sorted(chain(*parts.values())) == list(range(n))  # complete; disjoint, or an id would come twice
+    assert parts == split_ids(n, split, seed, labels)
+    for share, part in zip(split, SPLITS, strict=True):
+        for label in range(n_classes):  # at most one sample from its share: two cuts, each rounded by half a sample
+            assert abs((labels[parts[part]] == label).sum() - share * (labels == label).sum()) <= 1
+
+
+def test_splits_depend_on_the_seed():
+    assert split_ids(100, [0.8, 0.1, 0.1], 0) != split_ids(100, [0.8, 0.1, 0.1], 1)
+
+
+@pytest.mark.parametrize("split", [[0.8, 0.2], [0.8, 0.1, 0.2], [1.1, -0.2, 0.1]])
+def test_shares_must_be_three_that_sum_to_one(split):
+    with pytest.raises(ValueError, match=r"data\.split must be three shares"):
+        split_ids(10, split, 0)
+
+
+# every data module
+
+
+def test_ids_partition_the_source(data):
+    ids = list(chain(*(data.ids[part] for part in SPLITS)))
+    assert sorted(ids) == list(range(len(ids)))
+    assert [len(data.ids[part]) for part in SPLITS] == [len(data.datasets[part]) for part in SPLITS]
+    assert data.report()["samples"] == {part: len(data.ids[part]) for part in SPLITS}
+
+
+def test_preprocessing_survives_json_exactly(data):
+    written = json.dumps(data.preprocessing())
+    assert json.dumps(json.loads(written)) == written
+    assert Spec.from_json(json.loads(written)["spec"]) == data.spec
+    json.dumps(data.report())
+
+
+def test_restored_module_makes_the_same_tensors_and_fits_nothing(name, data):
+    restored = MODULES[name]()
+    restored.restore(json.loads(json.dumps(data.preprocessing())))
+    assert restored.spec == data.spec  # before any data are read
+    restored.fit = None
+    restored.setup()
+    assert restored.ids == data.ids
+    assert all(same(content(restored, part), content(data, part)) for part in SPLITS)
+
+
+def test_changed_data_are_refused(name, data):
+    changed = MODULES[name]()
+    changed.restore({**data.preprocessing(), "fingerprint": "another"})
+    with pytest.raises(ValueError, match="the data have changed since the run"):
+        changed.setup()
+
+
+def test_setup_twice_is_setup_once(data):
+    before = data.datasets["train"]
+    data.setup("fit")
+    assert data.datasets["train"] is before
+
+
+def test_spec_needs_setup_or_restore(name):
+    with pytest.raises(AssertionError, match=r"call setup\(\) or restore\(\) first"):
+        _ = MODULES[name]().spec
+
+
+def test_evaluation_covers_each_sample_once_in_order(data):
+    for part, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(len(data.ids[part])))
+
+
+def test_training_shuffles_anew_each_epoch_and_drops_the_short_batch(data):
+    loader = data.train_dataloader()
+    first, second = (torch.cat([batch["index"] for batch in loader]).tolist() for _ in range(2))
+    assert len(first) == len(set(first)) == len(data.ids["train"]) // 16 * 16
+    assert first != second
+    assert torch.cat([batch["index"] for batch in data.train_dataloader()]).tolist() == first
+
+
+def test_two_ranks_share_the_batches_of_one_rank(name):
+    def batches(rank, world, batch_size):
+        module = MODULES[name](batch_size=batch_size)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        module.trainer = SimpleNamespace(strategy=strategy, global_rank=rank, world_size=world, training=False)
+        module.setup()
+        return [batch["index"] for batch in module.train_dataloader()]
+
+    halves = zip(batches(0, 2, 8), batches(1, 2, 8), strict=True)
+    assert [torch.cat(pair).sort()[0].tolist() for pair in halves] == [x.sort()[0].tolist() for x in batches(0, 1, 16)]
+
+
+def test_too_large_a_batch_names_the_remedy(name):
+    with pytest.raises(ValueError, match=r"data\.batch_size=5000 is more than the \d+ training samples; take"):
+        MODULES[name](batch_size=5000).setup()
+
+
+def test_empty_part_is_refused(name):
+    with pytest.raises(ValueError, match="nothing is left for val and test"):
+        MODULES[name](split=[1.0, 0.0, 0.0]).setup()
+
+
+def test_failed_setup_leaves_nothing_behind(name):
+    module = MODULES[name](batch_size=5000)
+    with pytest.raises(ValueError, match="batch_size"):
+        module.setup()
+    assert not module.datasets
+
+
+def test_reading_and_batching_do_not_touch_the_fitted_values(data):
+    before = copy.deepcopy(data.preprocessing())
+    next(iter(data.train_dataloader()))
+    assert data.preprocessing() == before
+
+
+def test_user_path_is_absolute_and_knows_home():
+    assert user_path("~/x") == os.path.join(os.path.expanduser("~"), "x")
+    assert user_path("x") == os.path.join(os.getcwd(), "x")

@@ -1,0 +1,239 @@
+"""Pictures: uint8 in memory, normalised by the training part, augmented in training only."""
+
+import json
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_lightning import LightningModule, Trainer
+
+from quartet.data.images import Digits, ImageData, Pictures, channel_statistics, random_flip, random_shift, to_uint8
+
+
+@dataclass(frozen=True)
+class Given:
+    pictures: Pictures
+
+    def load(self):
+        return self.pictures
+
+
+def colourful(n=60, channels=3, size=6):
+    images = np.random.default_rng(0).integers(256, size=(n, channels, size, size), dtype=np.uint8)
+    return Pictures(images, np.arange(n) % 3, ("cat", "dog", "fox"))
+
+
+def make(source=None, **changes):
+    values = {"batch_size": 8, "split": [0.6, 0.2, 0.2], "split_seed": 0, "seed": 0, "shift": 0, "flip": False}
+    data = ImageData(**{**values, "source": source or Given(colourful()), **changes})
+    data.setup()
+    return data
+
+
+def batch_of(data, training):
+    data.trainer = SimpleNamespace(training=training)
+    batch = data.datasets["train"].gather(torch.arange(8))
+    return data.on_after_batch_transfer(batch, 0)
+
+
+def test_digits_are_eight_by_eight_grey_from_0_to_255():
+    pictures = Digits().load()
+    assert pictures.images.shape == (1797, 1, 8, 8) and pictures.images.dtype == np.uint8
+    assert (pictures.images.min(), pictures.images.max()) == (0, 255)
+    assert pictures.classes == tuple("0123456789") and set(pictures.labels) == set(range(10))
+
+
+def test_spec_says_what_the_network_needs():
+    spec = make().spec
+    assert spec.sizes == {"in_channels": 3, "image_size": 6, "n_classes": 3}
+    assert spec.classes == ("cat", "dog", "fox") and spec.class_counts == (12, 12, 12)
+
+
+def test_memory_holds_uint8_and_the_hook_makes_float():
+    data = make()
+    assert data.datasets["train"].gather(torch.arange(2))["inputs"]["image"].dtype == torch.uint8
+    batch = batch_of(data, training=True)
+    assert batch["inputs"]["image"].dtype == torch.float32 and batch["inputs"]["image"].shape == (8, 3, 6, 6)
+    assert batch["target"].dtype == torch.int64 and batch["index"].tolist() == list(range(8))
+
+
+def test_training_pictures_have_mean_0_and_std_1_per_channel():
+    data = make()
+    image = data.normalise(data.datasets["train"].gather(torch.arange(36))["inputs"]["image"])
+    torch.testing.assert_close(image.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(image.std((0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
+
+
+def test_statistics_are_exact_and_a_constant_channel_stays_finite():
+    images = colourful(n=5).images.copy()
+    images[:, 1] = 77
+    mean, std = channel_statistics(images)
+    np.testing.assert_allclose(mean, images.mean((0, 2, 3)) / 255, rtol=1e-12)
+    np.testing.assert_allclose(std, [images[:, 0].std() / 255, 1.0, images[:, 2].std() / 255], rtol=1e-12)
+
+
+def test_only_the_training_part_is_fitted():
+    data, pictures = make(), colourful()
+    images = pictures.images.copy()
+    images[data.ids["val"] + data.ids["test"]] = 255
+    changed = make(Given(Pictures(images, pictures.labels, pictures.classes))).preprocessing()
+    assert changed["fingerprint"] != data.preprocessing()["fingerprint"]
+    assert {**changed, "fingerprint": 0} == {**data.preprocessing(), "fingerprint": 0}
+
+
+@pytest.mark.parametrize("what", ["pixel", "label", "class name"])
+def test_fingerprint_sees_every_change(what):
+    pictures = colourful()
+    images, labels, classes = pictures.images.copy(), pictures.labels.copy(), pictures.classes
+    if what == "pixel":
+        images[0, 0, 0, 0] ^= 1
+    elif what == "label":
+        labels[0] = 1
+    else:
+        classes = ("cat", "dog", "wolf")
+    assert Pictures(images, labels, classes).fingerprint() != pictures.fingerprint()
+
+
+# augmentation
+
+
+def test_augmentation_is_for_training_only():
+    data = make(shift=2, flip=True)
+    plain = data.normalise(data.datasets["train"].gather(torch.arange(8))["inputs"]["image"])
+    torch.manual_seed(0)
+    assert torch.equal(batch_of(data, training=False)["inputs"]["image"], plain)
+    assert not torch.equal(batch_of(data, training=True)["inputs"]["image"], plain)
+
+
+def test_augmentation_depends_on_the_generator_of_torch_alone():
+    data = make(shift=2, flip=True)
+    state = torch.get_rng_state()
+    first, second = batch_of(data, training=True), batch_of(data, training=True)
+    np.random.seed(1)
+    torch.set_rng_state(state)
+    assert torch.equal(batch_of(data, training=True)["inputs"]["image"], first["inputs"]["image"])
+    assert not torch.equal(first["inputs"]["image"], second["inputs"]["image"])
+
+
+def test_without_augmentation_no_random_number_is_drawn():
+    state = torch.get_rng_state()
+    batch_of(make(), training=True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_shift_moves_each_picture_by_whole_pixels_onto_black():
+    torch.manual_seed(0)
+    images = torch.from_numpy(colourful(n=200).images)
+    moved = random_shift(images, 1)
+    found = set()
+    for before, after in zip(images, moved, strict=True):
+        padded = torch.nn.functional.pad(before, (1, 1, 1, 1))
+        places = [(y, x) for y in range(3) for x in range(3) if torch.equal(padded[:, y : y + 6, x : x + 6], after)]
+        assert len(places) == 1
+        found.update(places)
+    assert len(found) == 9  # 200 draws of 9 places, under a fixed seed
+
+
+def test_flip_mirrors_about_half_of_the_pictures():
+    torch.manual_seed(0)
+    images = torch.from_numpy(colourful(n=40).images)
+    flipped = random_flip(images)
+    mirrored = [torch.equal(a.flip(-1), b) for a, b in zip(images, flipped, strict=True)]
+    assert all(m or torch.equal(a, b) for m, a, b in zip(mirrored, images, flipped, strict=True))
+    assert 10 < sum(mirrored) < 30  # fixed seed
+
+
+def test_lightning_augments_in_fit_but_not_in_its_validation():
+    class Recorder(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.seen = {"train": [], "val": []}
+
+        def training_step(self, batch):
+            self.seen["train"].append(batch)
+            return self.weight * 0
+
+        def validation_step(self, batch):
+            self.seen["val"].append(batch)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data, recorder = make(shift=2), Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        log_every_n_steps=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(recorder, datamodule=data)
+
+    def changed(part, batch):
+        plain = data.normalise(data.datasets[part].gather(batch["index"])["inputs"]["image"])
+        return not torch.equal(plain, batch["inputs"]["image"])
+
+    assert all(changed("train", batch) for batch in recorder.seen["train"])
+    assert recorder.seen["val"] and not any(changed("val", batch) for batch in recorder.seen["val"])
+
+
+@pytest.mark.parametrize("shift", [-1, 6])
+def test_shift_must_leave_something_of_the_picture(shift):
+    with pytest.raises(ValueError, match=r"data\.shift=-?\d must be 0 … 5 pixels for pictures of 6×6"):
+        make(shift=shift)
+
+
+# inference
+
+
+@pytest.mark.parametrize("source", [Digits(), Given(colourful())])
+def test_encoding_a_picture_again_gives_what_the_network_was_trained_on(source):
+    data = make(source)
+    restored = ImageData(source=source, batch_size=8, split=[], split_seed=0, seed=0, shift=0, flip=False)
+    restored.restore(json.loads(json.dumps(data.preprocessing())))
+    pictures = data.pictures("val", [3, 0, 5])
+    assert pictures.dtype == np.uint8
+    expected = data.normalise(data.datasets["val"].gather(torch.tensor([3, 0, 5]))["inputs"]["image"])
+    assert torch.equal(restored.encode(list(pictures))["image"], expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_any_picture_becomes_the_channels_and_size_of_the_run(mode, channels):
+    white = Image.new("I;16", (20, 11), 65535) if mode == "I;16" else Image.new("RGB", (20, 11), "white").convert(mode)
+    array = to_uint8(white, channels, 6)
+    assert array.shape == (channels, 6, 6) and array.dtype == np.uint8 and (array >= 254).all()
+
+
+def test_sixteen_bit_greys_are_scaled_not_cut_off():
+    grey = Image.new("I;16", (6, 6), 128 * 256)
+    assert (to_uint8(grey, 1, 6) == 128).all()
+
+
+def test_a_wide_picture_loses_its_ends_and_keeps_its_proportions():
+    wide = np.zeros((4, 12), dtype=np.uint8)
+    wide[:, 4:8] = 200
+    assert (to_uint8(wide, 1, 4) == 200).all()
+
+
+def test_a_photograph_is_turned_upright():
+    picture = Image.fromarray(np.array([[0, 255]], dtype=np.uint8).repeat(2, 0))
+    exif = picture.getexif()
+    exif[0x0112] = 3  # upside down
+    assert to_uint8(picture, 1, 2).tolist() == [[[255, 0], [255, 0]]]
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 4, 5), np.uint8)])
+def test_arrays_that_are_no_pictures_are_refused(array):
+    with pytest.raises(ValueError, match=r"a picture must be uint8 \(H, W\)"):
+        make().encode([array])
+
+
+def test_encoding_nothing_gives_nothing():
+    assert make().encode([])["image"].shape == (0, 3, 6, 6)

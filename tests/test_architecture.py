@@ -1,0 +1,104 @@
+"""The dependency direction of the design, and the README's map of the project."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+PACKAGE = PROJECT / "src" / "quartet"
+
+# what a module may import, besides the standard library and its own folder
+ALLOWED = {
+    "models": {"torch", "torchvision"},
+    "optim.py": {"torch"},
+    "sampling.py": {"torch"},
+    "data": {"torch", "torchvision", "numpy", "pytorch_lightning", "sklearn", "tokenizers", "PIL", "scipy"},
+    "tasks": {"torch", "torchmetrics", "pytorch_lightning", "quartet.optim", "quartet.data.spec"},
+    "callbacks": {
+        "torch", "numpy", "pytorch_lightning", "matplotlib", "rich", "PIL", "sklearn", "torchmetrics",
+        "quartet.sampling", "quartet.data.spec", "quartet.data.base",
+    },
+    "run.py": {"omegaconf"},
+    "check.py": {"omegaconf", "quartet.cli"},
+    "cli.py": {"hydra", "omegaconf", "quartet.run"},
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, wherever in the file; of ours the full name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names if node.module in ("quartet", "quartet.data") else {node.module}
+    return {name if name.startswith("quartet") else name.split(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_follow_the_design(part):
+    path = PACKAGE / part
+    own = f"quartet.{path.stem}"
+    for file in [path] if path.is_file() else path.rglob("*.py"):
+        foreign = {name for name in imports(file) if name not in sys.stdlib_module_names and not name.startswith(own)}
+        assert foreign <= ALLOWED[part], f"{file.relative_to(PROJECT)} imports {foreign - ALLOWED[part]}"
+
+
+def readme_tree() -> set[str]:
+    """Paths in the README's tree: indented by two spaces a level, a phrase after each."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- tree -->\n```\n(.*?)```", text, re.S)
+    assert block, "the README has a tree between <!-- tree --> and the end of its block"
+    paths, folders = set(), []
+    for line in block[1].splitlines():
+        indent, name, phrase = re.fullmatch(r"( *)(\S+)\s+(\S.*)", line).groups()  # type: ignore[union-attr]
+        assert len(phrase.split()) >= 2, f"{name} needs a phrase"
+        folders = [*folders[: len(indent) // 2], name.rstrip("/")]
+        paths.add("/".join(folders))
+    return paths
+
+
+def test_the_readme_s_tree_is_the_project():
+    """Every path in the tree exists; every Python file of the package, script and group of conf/ is in the tree."""
+    tree = readme_tree()
+    missing = [path for path in tree if not (PROJECT / path).exists()]
+    assert not missing, f"in the README but not in the project: {missing}"
+    wanted = {*PACKAGE.rglob("*.py"), *(PROJECT / "scripts").glob("*.py"), *(PROJECT / "benchmarks").glob("*.py")}
+    wanted |= {path for path in (PROJECT / "conf").iterdir() if path.is_dir()}
+    names = {str(path.relative_to(PROJECT)) for path in wanted if path.name != "__init__.py"}
+    assert names <= tree, f"not in the README: {sorted(names - tree)}"
+
+
+def test_every_row_of_the_results_names_its_experiment():
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `experiment=(\w+)`", text, re.M)
+    experiments = {path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml")}
+    assert set(rows) == experiments, set(rows) ^ experiments
+
+
+def commands() -> list[str]:
+    """The lines of the README's shell blocks that start a script."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return sorted({line for line in lines if line.startswith("python scripts/train.py")})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_training_command_of_the_readme_composes(command, compose):
+    import itertools
+    import shlex
+
+    from quartet.build import check
+
+    words = [word for word in shlex.split(command)[2:] if word != "-m"]
+    swept = [[f"{key}={v}" for v in ([value] if value[:1] in "[" else value.split(","))] for key, value in
+             (word.split("=", 1) for word in words)]  # fmt: skip
+    for combination in itertools.islice(itertools.product(*swept), 4):
+        check(compose(*combination))

@@ -1,0 +1,107 @@
+"""Every file in conf/, every pair of model and optimizer, every scheduler: composed, built and run for a few steps."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from quartet.train import create_and_train
+
+CONF = Path(__file__).parents[1] / "conf"
+TEXT_DATA = ("stdlib", "stdlib_topics", "shakespeare")
+SMALL = {
+    "transformer": ["model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.d_ff=32"],
+    "rnn": ["model.d_hidden=16", "model.n_layers=1"],
+    "image_small": ["model.widths=[4,8]"],
+    "mlp": ["model.hidden=[8]"],
+}
+BRIEF = ["trainer=debug", "trainer.detect_anomaly=false", "callbacks=none", "logger=none", "data.batch_size=4"]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def small(model: str) -> list[str]:
+    """Sizes that make a step take milliseconds."""
+    return SMALL.get(model.split("_")[0] if model.startswith("transformer") else model, [])
+
+
+def brief(compose, model: str, *overrides: str) -> dict:
+    """A run of four steps; its losses must be finite."""
+    _, result = create_and_train(compose(f"model={model}", *small(model), *BRIEF, *overrides))
+    assert result["status"] == "completed" and result["steps"] == 4
+    assert all(math.isfinite(value) for name, value in result["metrics"].items() if name.endswith("/loss"))
+    assert {"val/loss", "test/loss"} <= result["metrics"].keys()
+    return result
+
+
+@pytest.mark.parametrize("optimizer", options("optimizer"))
+@pytest.mark.parametrize("model", options("model"))
+def test_every_pair_of_model_and_optimizer(compose, small_text, model, optimizer):
+    brief(compose, model, f"optimizer={optimizer}")
+
+
+@pytest.mark.parametrize("scheduler", options("scheduler"))
+def test_every_scheduler(compose, scheduler):
+    brief(compose, "mlp", f"scheduler={scheduler}")
+
+
+@pytest.mark.parametrize("data", options("data"))
+def test_all_data(compose, small_text, data):
+    from quartet.cli import fits
+
+    provides = next(kind for kind in ("tokens", "images", "table") if data in fits("data", "provides", kind))
+    model = {"tokens": "rnn", "images": "image_small", "table": "mlp"}[provides]
+    brief(compose, model, f"data={data}", *(["data.context_length=8"] if data in TEXT_DATA else []))
+
+
+@pytest.mark.parametrize("trainer", [name for name in options("trainer") if name != "gpu"])
+def test_every_trainer_that_needs_no_gpu(compose, trainer):
+    _, result = create_and_train(compose("model=mlp", f"trainer={trainer}", "trainer.max_steps=4", "callbacks=none"))
+    assert result["steps"] == 4
+
+
+def test_the_gpu_trainer_composes(compose):
+    trainer = compose("trainer=gpu").trainer
+    assert trainer.accelerator == "gpu" and trainer.precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize("callbacks", options("callbacks"))
+@pytest.mark.parametrize("logger", options("logger"))
+def test_all_callbacks_and_loggers(compose, callbacks, logger):
+    arguments = ["model=mlp", "trainer=debug", f"callbacks={callbacks}", f"logger={logger}"]
+    if logger == "wandb":
+        assert compose(*arguments).logger  # the package is an extra
+        return
+    _, result = create_and_train(compose(*arguments))
+    assert result["status"] == "completed"
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes_builds_and_logs_what_it_monitors(compose, small_text, experiment):
+    """The rows of the results table, cut to four steps: the monitored name must be among the logged ones."""
+    overrides = [
+        f"experiment={experiment}",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=4",
+        "trainer.max_epochs=-1",
+    ]
+    config = compose(*overrides, "data.batch_size=4", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2")
+    _, result = create_and_train(config)
+    assert result["objective"]["name"] == config.monitor.metric
+    assert math.isfinite(result["objective"]["value"])
+
+
+def test_every_value_says_why():
+    """Each line that sets a value in conf/ carries a comment, or stands under a heading that does."""
+    silent = []
+    for path in CONF.rglob("*.yaml"):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            key, _, value = line.strip().partition(":")
+            sets_a_number = any(c.isdigit() for c in value.split("#")[0]) and not key.startswith(("-", "#", "_target_"))
+            if sets_a_number and "#" not in line:
+                silent.append(f"{path.relative_to(CONF)}:{number}: {line.strip()}")
+    assert not silent, "\n".join(silent)

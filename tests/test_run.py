@@ -1,0 +1,82 @@
+"""The run directory: unique names, whole files, "latest", safe reading."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from omegaconf import OmegaConf
+
+from quartet.run import Run, signature
+
+
+def config(**run):
+    settings = {"name": "test", "root": "outputs", "dir": None, **run}
+    return OmegaConf.create({"seed": 0, "run": settings, "data": {"path": "a", "batch_size": 4}})
+
+
+def test_a_hundred_runs_started_in_one_second_get_a_hundred_directories(monkeypatch):
+    monkeypatch.setattr("quartet.run._git_state", lambda: None)
+    monkeypatch.setattr(time, "strftime", lambda _: "2026-01-01_00-00-00")
+    made = []
+    threads = [threading.Thread(target=lambda: made.append(Run.create(config()).directory)) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(made)) == 100 and all((path / "config.yaml").is_file() for path in made)
+
+
+def test_a_name_that_is_taken_is_drawn_again(monkeypatch):
+    names = iter(["same", "same", "other"])
+    monkeypatch.setattr("secrets.token_hex", lambda n: next(names) if n == 3 else "x")
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    assert [Run.create(config()).directory.name for _ in range(2)] == ["now-same", "now-other"]
+
+
+def test_run_dir_names_the_directory_and_a_full_one_is_refused(tmp_path):
+    run = Run.create(config(dir=str(tmp_path / "here")))
+    assert run.directory == tmp_path / "here"
+    with pytest.raises(FileExistsError, match=r"run\.dir=.* is not empty"):
+        Run.create(config(dir=str(tmp_path / "here")))
+
+
+def test_what_is_written_is_read():
+    run = Run.create(config())
+    run.write("result.json", {"text": "ü中", "number": 0.1})
+    assert run.read("result.json") == {"text": "ü中", "number": 0.1}
+    assert run.config.data.batch_size == 4
+    assert run.read("environment.json")["python"]
+    assert {path.name for path in run.directory.iterdir()} == {"config.yaml", "environment.json", "result.json"}
+
+
+def test_latest_is_the_newest_run_with_a_checkpoint(outputs):
+    with pytest.raises(FileNotFoundError, match="no trained run"):
+        Run.open("latest")
+    runs = [Run.create(config(name=name)) for name in ("a", "b", "sweeps/c")]
+    for run in runs[::2]:
+        run.checkpoints.mkdir()
+        (run.checkpoints / "last.ckpt").touch()
+        time.sleep(0.01)
+    assert Run.open("latest").directory == runs[2].directory
+    (runs[2].checkpoints / "last.ckpt").unlink()
+    assert Run.open("latest").directory == runs[0].directory
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run=nowhere is not a run directory"):
+        Run.open("nowhere")
+    run = Run.create(config())
+    with pytest.raises(FileNotFoundError, match=r"no preprocessing\.json"):
+        run.read("preprocessing.json")
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        _ = run.best_checkpoint
+
+
+def test_the_signature_ignores_seed_paths_and_fold_and_nothing_else():
+    one, other = config(), config(name="other", dir="elsewhere")
+    other.seed, other.data.path = 1, "b"
+    assert signature(one) == signature(other)
+    other.data.batch_size = 8
+    assert signature(one) != signature(other)
