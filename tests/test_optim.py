@@ -74,7 +74,7 @@ def test_muon_takes_hidden_matrices_only():
 
 
 def make_muon(net, lr=0.01):
-    settings = {"weight_decay": 0.1, "momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8}
+    settings = {"adamw_scale": 3.0, "weight_decay": 0.1, "momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8}
     return optim.MuonAdamW(optim.muon_groups(net, 0.1), lr=lr, **settings)
 
 
@@ -102,6 +102,11 @@ def test_muon_with_adamw_learns_and_follows_a_schedule():
     for group in optimizer.param_groups:
         group["lr"] = 0.02
     assert train_steps(net, optimizer, 60, seed=2) < 0.5
+
+
+def test_one_rate_moves_both_parts_of_muon():
+    rates = {group["use_muon"]: group["lr"] for group in make_muon(Net(), lr=0.01).param_groups}
+    assert rates == {True: 0.01, False: pytest.approx(0.03)}
 
 
 def test_muon_with_adamw_resumes_exactly_from_its_state():

@@ -54,7 +54,7 @@ def losses(run: Run) -> list[float]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_golden_losses(short_run, family):
     run, _ = short_run(family, "callbacks.figures=null", "callbacks.samples=null")
-    assert losses(run) == pytest.approx(GOLDEN[family], rel=1e-3)
+    assert losses(run) == pytest.approx(GOLDEN[family], rel=1e-3), json.dumps(losses(run))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

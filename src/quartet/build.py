@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -46,7 +47,7 @@ def locate(target: str) -> Callable[..., Any]:
         with suppress(ImportError):
             found = getattr(importlib.import_module(module_name), name, None)
     if not _allowed(found):
-        raise ValueError(f"_target_={target} is not allowed: no part of Quartet, torch, torchvision or Lightning is called so")
+        raise ValueError(f"_target_={target} is not allowed: no part of Quartet, torch or Lightning is called so")
     assert found is not None
     return found
 
@@ -87,9 +88,12 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def check(config: DictConfig) -> None:
     """Everything that can be known to be wrong before data are read: one ValueError with a line for each problem."""
     check_pairing(config)
-    problems = dict.fromkeys([*value_problems(config), *_construction_problems(plain(config))])
+    problems: dict[str, str] = {}
+    for problem in [*value_problems(config), *_construction_problems(plain(config))]:
+        key = re.split(r"[ =:]", problem)[0]  # a rule and a constructor may both mind a value: once is enough
+        problems.setdefault(key, problem)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ValueError("\n".join(problems.values()))
 
 
 def _construction_problems(config: dict[str, Any]) -> Iterator[str]:

@@ -9,13 +9,13 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -67,7 +67,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
 
 def in_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode.name == "MULTIRUN"
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def quiet_libraries() -> None:
@@ -150,5 +150,9 @@ def _flatten(values: Any, prefix: str = "") -> Iterator[str]:
 
 def fits(config_group: str, key: str, value: str) -> list[str]:
     """The options of a group whose file says `key: value`."""
-    files = ((name, OmegaConf.load(Path(CONF / config_group / f"{name}.yaml"))) for name in _options(config_group))
-    return [name for name, content in files if content.get(key) == value]
+    return [name for name in _options(config_group) if _content(config_group, name).get(key) == value]
+
+
+def _content(group: str, option: str) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"), resolve=False)
+    return content

@@ -34,7 +34,7 @@ def _name(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     with open_dict(config):
         if config.run.name is None:
-            config.run.name = f"{hydra.runtime.choices.model}-{hydra.runtime.choices.data}"
+            config.run.name = "{model}-{data}".format(**hydra.runtime.choices)
         if in_sweep():
             config.run.dir = str(Path(hydra.sweep.dir) / hydra.sweep.subdir)
 

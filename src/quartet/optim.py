@@ -67,8 +67,8 @@ class MuonAdamW(Optimizer):
     """Muon for hidden matrices and AdamW for all else, as one optimizer (Lightning's automatic loop drives only one).
 
     Both parts share this object's `param_groups` and `state`, so schedules, checkpoints and `zero_grad` see one
-    optimizer. `params` are groups with a flag `use_muon` (see `muon_groups`). With Muon's update scaled to AdamW's RMS,
-    one `lr` serves both.
+    optimizer. `params` are groups with a flag `use_muon` (see `muon_groups`). Muon's update is scaled to AdamW's RMS, so
+    that rates are of one kind; AdamW's part runs at `lr * adamw_scale`, and a sweep of `lr` moves both.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class MuonAdamW(Optimizer):
         params: list[dict[str, Any]],
         *,
         lr: float,
+        adamw_scale: float,
         weight_decay: float,
         momentum: float,
         betas: tuple[float, float],
@@ -89,7 +90,8 @@ class MuonAdamW(Optimizer):
             part = torch.optim.Muon(muon, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
             self._parts.append(part)
         if rest:
-            self._parts.append(torch.optim.AdamW(rest, lr=lr, betas=tuple(betas), eps=eps))
+            rest = [{**group, "lr": lr * adamw_scale} for group in rest]
+            self._parts.append(torch.optim.AdamW(rest, lr=lr * adamw_scale, betas=(betas[0], betas[1]), eps=eps))
         self.param_groups = [group for part in self._parts for group in part.param_groups]
         self._share()
 

@@ -6,9 +6,10 @@ Letters: T tokens so far, V vocabulary. Top-p is the nucleus of Holtzman et al. 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
@@ -36,7 +37,7 @@ def choose(
 
 @torch.no_grad()
 def generate(
-    network: nn.Module,
+    network: Any,
     prompt_ids: list[int],
     *,
     max_tokens: int,

@@ -79,13 +79,21 @@ def prepare(run: Run) -> tuple[DataModule, Task, Trainer, History]:
     config = run.config
     build.seed_everything(config.seed)
     data = build.build_data(config)
+    print("reading the data", flush=True)
     data.setup()
     run.write("preprocessing.json", data.preprocessing())
     run.write("data.json", data.report())
     task = build.build_task(config, data.spec, train=True)
     history = History(config.monitor.metric, config.monitor.mode)
     trainer = build.build_trainer(config, run.directory, train=True, callbacks=(history,))
+    _introduce(data, task, trainer)
     return data, task, trainer, history
+
+
+def _introduce(data: DataModule, task: Task, trainer: Trainer) -> None:
+    sizes = "  ".join(f"{part} {len(dataset):,}" for part, dataset in data.datasets.items())
+    parameters = sum(p.numel() for p in task.network.parameters())
+    print(f"samples: {sizes}  parameters: {parameters:,}  on {trainer.strategy.root_device}", flush=True)
 
 
 def train(run: Run, data: DataModule, task: Task, trainer: Trainer, history: History) -> dict[str, Any]:

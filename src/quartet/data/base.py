@@ -47,6 +47,10 @@ class DataModule(LightningDataModule):
     def encode_split(self, examples: Any) -> Dataset:
         """Raw examples with their targets to a data set in memory."""
 
+    @abstractmethod
+    def report(self) -> dict[str, Any]:
+        """Sizes, class counts, lengths: a short plain summary of the data."""
+
     def encode(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """Raw examples without targets to the inputs of the network, for inference."""
         raise NotImplementedError

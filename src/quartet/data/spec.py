@@ -27,4 +27,5 @@ class Spec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Spec:
-        return cls(**{k: tuple(v) if isinstance(v, list) and k != "sizes" else v for k, v in values.items()})
+        plain: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+        return cls(**plain)

@@ -15,7 +15,6 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-
 from torchmetrics import MeanMetric, MetricCollection
 
 from quartet import optim
@@ -36,6 +35,7 @@ class Task(LightningModule):
     """
 
     METRICS: tuple[str, ...]
+    network: Any
 
     def __init__(
         self,
@@ -73,7 +73,8 @@ class Task(LightningModule):
     @property
     def logging_due(self) -> bool:
         """Whether this training step's values reach the loggers; others are not worth the time of `self.log`."""
-        return (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0
+        trainer: Any = self.trainer
+        return (trainer.global_step + 1) % trainer.log_every_n_steps == 0
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
         return self.step(batch, "val")[1]

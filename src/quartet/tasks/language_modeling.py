@@ -23,6 +23,7 @@ class LanguageModeling(Task):
 
     METRICS = ("loss", "perplexity", "bits_per_byte")
     token_bytes: Tensor
+    sums: Any
 
     def __init__(self, *, order: str, label_smoothing: float, **common: Any):
         super().__init__(**common)
@@ -45,7 +46,7 @@ class LanguageModeling(Task):
     def _logits(self, tokens: Tensor, part: str) -> Tensor:
         if not self.carries_state:
             return self.network(tokens)
-        logits, state = self.network.advance(tokens, _rows(self.state.get(part), len(tokens)))  # type: ignore[operator]
+        logits, state = self.network.advance(tokens, _rows(self.state.get(part), len(tokens)))
         self.state[part] = _detached(state)
         return logits
 
