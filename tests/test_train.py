@@ -6,6 +6,10 @@ import csv
 import json
 import math
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,6 +127,24 @@ def test_failure_is_recorded_and_not_called_complete(short_run, outputs, monkeyp
     (directory,) = (path.parent for path in outputs.rglob("config.yaml"))
     assert Run(directory).read("result.json")["status"] == "failed"
     assert "ZeroDivisionError" in (directory / "error.txt").read_text(encoding="utf-8")
+
+
+def test_ctrl_c_marks_the_run_as_interrupted(outputs):
+    """Exit code 130, checkpoints kept, no traceback, nothing that looks finished."""
+    script = Path(__file__).parents[1] / "scripts" / "train.py"
+    command = [sys.executable, str(script), "model=mlp", "trainer.max_epochs=100000", "callbacks.figures=null"]
+    # a shell's background job ignores SIGINT, and its children inherit that
+    restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **restore)
+    deadline = time.monotonic() + 100
+    while not list(outputs.rglob("last.ckpt")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    (result,) = outputs.rglob("result.json")
+    assert json.loads(result.read_text())["status"] == "interrupted"
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert list(outputs.rglob("best.ckpt"))
 
 
 def test_l1_and_l2_are_added_to_the_training_loss_and_logged_apart(short_run):

@@ -19,10 +19,6 @@ from quartet.run import Run
 from quartet.tasks.base import Task
 
 
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by the user; its run is marked and keeps its checkpoints."""
-
-
 class History(Callback):
     """The metrics of each validation, so that those of the best need no second pass; and the seconds of fitting."""
 
@@ -101,15 +97,16 @@ def train(run: Run, data: DataModule, task: Task, trainer: Trainer, history: His
     test_metrics: dict[str, float] = {}
     try:
         trainer.fit(task, datamodule=data)
-        if trainer.interrupted:
-            raise Interrupted
         if run.checkpoints.is_dir():  # callbacks.checkpoint=null keeps the last weights, in memory only
             load_network(task, run)
         test_metrics = measure(trainer, task, data, "test")
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        (run.directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        interrupted = isinstance(error.__context__ or error, KeyboardInterrupt)  # Lightning makes it a SystemExit
         run.write("result.json", _result("interrupted" if interrupted else "failed", run, task, trainer, history, {}))
+        if interrupted:
+            print(f"interrupted; what was reached is in {run}", file=sys.stderr)
+            raise KeyboardInterrupt from None
+        (run.directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         raise
     result = _result("completed", run, task, trainer, history, test_metrics)
     _write_hparams(run, trainer, result["metrics"])
