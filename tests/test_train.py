@@ -133,9 +133,14 @@ def test_ctrl_c_marks_the_run_as_interrupted(outputs):
     """Exit code 130, checkpoints kept, no traceback, nothing that looks finished."""
     script = Path(__file__).parents[1] / "scripts" / "train.py"
     command = [sys.executable, str(script), "model=mlp", "trainer.max_epochs=100000", "callbacks.figures=null"]
-    # a shell's background job ignores SIGINT, and its children inherit that
-    restore = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **restore)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job ignores SIGINT, and its children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 100
     while not list(outputs.rglob("last.ckpt")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
