@@ -163,6 +163,9 @@ def _peak_memory() -> int:
 def _write_hparams(run: Run, trainer: Trainer, metrics: dict[str, float]) -> None:
     from quartet.callbacks.tensorboard import write_hparams
 
-    hparams = {k: v for k, v in build.plain(run.config).items() if k not in ("run", "callbacks", "logger")}
+    config = build.plain(run.config)
+    groups = ("optimizer", "model", "data", "task", "scheduler", "trainer")  # the tab shows the first columns
+    hparams = {group: {k: v for k, v in config[group].items() if k not in build.NOTES} for group in groups}
+    hparams["seed"] = config["seed"]
     for logger in trainer.loggers:
         write_hparams(logger, hparams, metrics)
