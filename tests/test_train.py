@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from quartet import build, train
 from quartet.evaluate import evaluate
-from quartet.generate import characters, generate
+from quartet.generate import characters, generate, heal, load
 from quartet.run import Run
 from quartet.train import create_and_train
 
@@ -199,6 +199,18 @@ def test_generation_with_and_without_cache_agree(short_run, family, prompt):
     settings = {"prompt": prompt, "max_tokens": 60, "temperature": 0.8, "top_k": 50, "top_p": 0.9, "seed": 3}
     cached = "".join(generate(run, **settings))
     assert cached == "".join(generate(run, **settings, cache=False)) and cached
+
+
+def test_a_prompt_may_end_where_no_token_ends(short_run):
+    """The space of "def " belongs to the next word: it is read again, and not written twice."""
+    run, _ = short_run("transformer")
+    _, tokenizer = load(run)
+    context, reread, first = heal(tokenizer.encode("def "), tokenizer)
+    assert reread == b" " and tokenizer.decode(context) == "def"
+    assert first and all(tokenizer.token_bytes[i].startswith(b" ") for i in first) and len(first) > 1
+    settings = {"max_tokens": 20, "temperature": 0.0, "top_k": None, "top_p": None, "seed": 0}
+    assert heal([], tokenizer) == ([tokenizer.eos_id], b"", None)
+    assert isinstance("".join(generate(run, prompt="def ", **settings)), str)
 
 
 def test_a_multi_byte_character_is_never_split():

@@ -42,9 +42,11 @@ def generate(
     """
     _check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
     network, tokenizer = load(run)
+    context, reread, first_ids = heal(tokenizer.encode(prompt), tokenizer)
     ids = sampling.generate(
         network,
-        tokenizer.encode(prompt) or [tokenizer.eos_id],
+        context,
+        first_ids=first_ids,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -53,7 +55,21 @@ def generate(
         stop_id=tokenizer.eos_id,
         cache=cache,
     )
-    yield from characters(tokenizer.token_bytes[i] for i in ids)
+    pieces = (tokenizer.token_bytes[i] for i in ids)
+    yield from characters(piece[len(reread) :] if n == 0 else piece for n, piece in enumerate(pieces))
+
+
+def heal(ids: list[int], tokenizer: Any) -> tuple[list[int], bytes, tuple[int, ...] | None]:
+    """The prompt without its last token, that token's bytes, and the tokens that begin with them.
+
+    "def " ends in a space that the text would have given to the next word (" main"): the last token of a prompt is chosen
+    anew among those that continue it ("token healing", Lundberg 2023). An empty prompt begins a document.
+    """
+    last = tokenizer.token_bytes[ids[-1]] if ids else b""
+    if not last:
+        return ids or [tokenizer.eos_id], b"", None
+    candidates = tuple(i for i, piece in enumerate(tokenizer.token_bytes) if piece.startswith(last))
+    return ids[:-1] or [tokenizer.eos_id], last, candidates
 
 
 def load(run: Run) -> tuple[torch.nn.Module, Any]:

@@ -47,9 +47,10 @@ def generate(
     generator: torch.Generator | None,
     stop_id: int | None = None,
     forbidden_ids: tuple[int, ...] = (),
+    first_ids: tuple[int, ...] | None = None,
     cache: bool = True,
 ) -> Iterator[int]:
-    """Yield token ids that follow the prompt, until `stop_id` (not yielded) or `max_tokens`.
+    """Yield token ids that follow the prompt, until `stop_id` (not yielded) or `max_tokens`; the first of `first_ids`.
 
     `network` has `advance(tokens, state)` and may have a `context_length`; where the text outgrows it, the window is cut
     to its newer half and read again, with the cache and without it alike, so that both give the same tokens.
@@ -59,11 +60,13 @@ def generate(
     context_length = getattr(network, "context_length", None)
     window = list(prompt_ids[-context_length:] if context_length else prompt_ids)
     state, unread = None, list(window)
-    for _ in range(max_tokens):
+    for step in range(max_tokens):
         tokens = torch.tensor([unread if cache else window], device=device)
         logits, state = network.advance(tokens, state if cache else None)
         scores = logits[0, -1].clone()
         scores[list(forbidden_ids)] = -torch.inf
+        if step == 0 and first_ids is not None:
+            scores = torch.full_like(scores, -torch.inf).index_copy(0, *_chosen(scores, first_ids))
         token = choose(scores, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
         if token == stop_id:
             return
@@ -73,3 +76,8 @@ def generate(
         if context_length and len(window) > context_length:
             window = window[-(context_length // 2) :]
             state, unread = None, list(window)
+
+
+def _chosen(scores: Tensor, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    index = torch.tensor(ids, device=scores.device)
+    return index, scores[index]
