@@ -51,9 +51,9 @@ class DataModule(LightningDataModule):
     def report(self) -> dict[str, Any]:
         """Sizes, class counts, lengths: a short plain summary of the data."""
 
+    @abstractmethod
     def encode(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """Raw examples without targets to the inputs of the network, for inference."""
-        raise NotImplementedError
 
     # what Lightning and the commands call
     def setup(self, stage: str | None = None) -> None:
