@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quartet.models.rnn import RNN, LockedDropout, detach, turned_positions
+from quartet.models.rnn import RNN, LockedDropout, turned_positions
 
 V, T, PAD = 50, 12, 0
 BASE = {"n_layers": 2, "d_embedding": 10, "d_hidden": 16, "dropout": 0.0, "tie_embeddings": True}
@@ -77,7 +77,7 @@ def test_advance_in_chunks_equals_forward(cell):
     network, tokens = make(cell=cell), some_tokens()
     state, pieces = None, []
     for chunk in tokens.split([1, 4, 1, 6], dim=1):
-        logits, state = network.advance(chunk, detach(state))
+        logits, state = network.advance(chunk, state)
         pieces.append(logits)
     torch.testing.assert_close(torch.cat(pieces, 1), network(tokens), rtol=0, atol=1e-9)
 
@@ -119,14 +119,6 @@ def test_locked_dropout_keeps_one_mask_per_sequence():
     assert torch.equal(y, y[:, :1].expand_as(y)) and set(y.unique().tolist()) == {0.0, 2.0}
     assert not torch.equal(y[0], y[1])  # 2^-32: masks differ between sequences
     assert torch.equal(dropout.eval()(x), x)
-
-
-def test_detach_keeps_the_structure_and_cuts_the_graph():
-    x = torch.ones(2, requires_grad=True) * 2
-    state = detach([x, (x, [x, None])])
-    assert isinstance(state[1], tuple) and isinstance(state[1][1], list) and state[1][1][1] is None
-    assert not any(part.requires_grad for part in (state[0], state[1][0], state[1][1][0]))
-    assert detach(None) is None
 
 
 def test_forget_gate_starts_at_one_and_recurrent_weights_orthogonal():

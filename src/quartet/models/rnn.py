@@ -29,13 +29,6 @@ _CELLS = {
 _POOLINGS = ("mean", "max", "last")
 
 
-def detach(state: Any) -> Any:
-    """The same state cut from the graph that made it (truncated backpropagation); lists, tuples and None are kept."""
-    if isinstance(state, Tensor):
-        return state.detach()
-    return None if state is None else type(state)(detach(part) for part in state)
-
-
 class LockedDropout(nn.Module):
     """Dropout with one mask for the whole sequence: (B, T, D) loses the same features at every position."""
 
