@@ -24,7 +24,7 @@ ALLOWED = {
         "quartet.sampling", "quartet.data.spec", "quartet.data.base",
     },
     "run.py": {"omegaconf"},
-    "check.py": {"omegaconf", "quartet.cli"},
+    "check.py": {"omegaconf", "quartet.cli", "quartet.data.splits"},
     "cli.py": {"hydra", "omegaconf", "quartet.run"},
 }  # fmt: skip
 

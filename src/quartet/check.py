@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from quartet.cli import fits
+from quartet.data.splits import fold_problem
 
 
 class Rule(typing.NamedTuple):
@@ -85,6 +86,9 @@ def pairing_problems(config: DictConfig) -> Iterator[str]:
 
 def value_problems(config: DictConfig) -> Iterator[str]:
     values: Any = OmegaConf.to_container(config, resolve=True)
+    folds, fold = (values["data"].get(key) for key in ("folds", "fold"))
+    if all(value is None or _whole(value) for value in (folds, fold)):
+        yield from filter(None, [fold_problem(folds, fold)])
     for key, rule in RULES.items():
         group, _, name = key.partition(".")
         here = values.get(group) if name else values
@@ -99,9 +103,7 @@ def value_problems(config: DictConfig) -> Iterator[str]:
 
 def signature_problems(target: Callable[..., Any], settings: dict[str, Any], group: str) -> Iterator[str]:
     """Settings that `target` does not take, or whose plain type (int, float, bool, str, list, None) is another."""
-    parameters = inspect.signature(target).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = _hints(target)
+    parameters, hints, open_ended = _parameters(target)
     for name, value in settings.items():
         if name not in parameters and not open_ended:
             yield f"{group}.{name}: {target.__name__} takes no such setting"
@@ -109,9 +111,23 @@ def signature_problems(target: Callable[..., Any], settings: dict[str, Any], gro
             yield f"{group}.{name} must be {_words(hints[name])}, not {value!r}"
 
 
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+def _parameters(target: Callable[..., Any]) -> tuple[set[str], dict[str, Any], bool]:
+    """Names of the arguments, their types, and whether others are taken; **keywords are the parent class's arguments."""
+    names: set[str] = set()
+    hints: dict[str, Any] = {}
+    for owner in target.__mro__ if inspect.isclass(target) else [target]:
+        call = owner.__init__ if inspect.isclass(owner) else owner
+        parameters = inspect.signature(call).parameters
+        names |= parameters.keys()
+        hints = {**_hints(call), **hints}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return names, hints, False
+    return names, hints, True
+
+
+def _hints(call: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+        return typing.get_type_hints(call)
     except (NameError, TypeError):
         return {}
 

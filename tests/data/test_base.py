@@ -6,18 +6,16 @@ import os
 from itertools import chain
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from quartet.data.base import SPLITS, split_ids, user_path
+from quartet.data.base import user_path
 from quartet.data.images import Digits, ImageData
 from quartet.data.spec import Spec
+from quartet.data.splits import SPLITS
 from quartet.data.tables import EmbeddedTable, TableData
 
-COMMON = {"batch_size": 16, "split": [0.8, 0.1, 0.1], "split_seed": 0, "seed": 0}
+COMMON = {"batch_size": 16, "split": [0.8, 0.1, 0.1], "split_seed": 0, "folds": None, "fold": None, "seed": 0}
 SHARES = [[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
 
 
@@ -56,31 +54,6 @@ def content(module, part):
 def same(a, b):
     inputs = all(torch.equal(a["inputs"][name], b["inputs"][name]) for name in a["inputs"])
     return inputs and a["inputs"].keys() == b["inputs"].keys() and torch.equal(a["target"], b["target"])
-
-
-# splits
-
-
-@settings(max_examples=60, deadline=None)
-@given(n=st.integers(1, 200), n_classes=st.integers(1, 5), split=st.sampled_from(SHARES), seed=st.integers(0, 2**32))
-def test_splits_are_disjoint_complete_stratified_and_repeatable(n, n_classes, split, seed):
-    labels = np.random.default_rng(seed).integers(n_classes, size=n)
-    parts = split_ids(n, split, seed, labels)
-    assert sorted(chain(*parts.values())) == list(range(n))  # complete; disjoint, or an id would come twice
-    assert parts == split_ids(n, split, seed, labels)
-    for share, part in zip(split, SPLITS, strict=True):
-        for label in range(n_classes):  # at most one sample from its share: two cuts, each rounded by half a sample
-            assert abs((labels[parts[part]] == label).sum() - share * (labels == label).sum()) <= 1
-
-
-def test_splits_depend_on_the_seed():
-    assert split_ids(100, [0.8, 0.1, 0.1], 0) != split_ids(100, [0.8, 0.1, 0.1], 1)
-
-
-@pytest.mark.parametrize("split", [[0.8, 0.2], [0.8, 0.1, 0.2], [1.1, -0.2, 0.1]])
-def test_shares_must_be_three_that_sum_to_one(split):
-    with pytest.raises(ValueError, match=r"data\.split must be three shares"):
-        split_ids(10, split, 0)
 
 
 # every data module

@@ -27,7 +27,16 @@ def colourful(n=60, channels=3, size=6):
 
 
 def make(source=None, **changes):
-    values = {"batch_size": 8, "split": [0.6, 0.2, 0.2], "split_seed": 0, "seed": 0, "shift": 0, "flip": False}
+    values = {
+        "batch_size": 8,
+        "split": [0.6, 0.2, 0.2],
+        "split_seed": 0,
+        "folds": None,
+        "fold": None,
+        "seed": 0,
+        "shift": 0,
+        "flip": False,
+    }
     data = ImageData(**{**values, "source": source or Given(colourful()), **changes})
     data.setup()
     return data
@@ -195,7 +204,17 @@ def test_shift_must_leave_something_of_the_picture(shift):
 @pytest.mark.parametrize("source", [Digits(), Given(colourful())])
 def test_encoding_a_picture_again_gives_what_the_network_was_trained_on(source):
     data = make(source)
-    restored = ImageData(source=source, batch_size=8, split=[], split_seed=0, seed=0, shift=0, flip=False)
+    restored = ImageData(
+        source=source,
+        batch_size=8,
+        split=[0.8, 0.1, 0.1],
+        split_seed=0,
+        folds=None,
+        fold=None,
+        seed=0,
+        shift=0,
+        flip=False,
+    )
     restored.restore(json.loads(json.dumps(data.preprocessing())))
     pictures = data.pictures("val", [3, 0, 5])
     assert pictures.dtype == np.uint8

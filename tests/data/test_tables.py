@@ -28,7 +28,15 @@ def mixed(n=50):
 
 
 def make(table=None, source=None, scaling="standard", **changes):
-    values = {"batch_size": 8, "split": [0.6, 0.2, 0.2], "split_seed": 0, "seed": 0, **changes}
+    values = {
+        "batch_size": 8,
+        "split": [0.6, 0.2, 0.2],
+        "split_seed": 0,
+        "folds": None,
+        "fold": None,
+        "seed": 0,
+        **changes,
+    }
     data = TableData(source=source or Given(table or mixed()), scaling=scaling, **values)
     data.setup()
     return data
@@ -216,7 +224,16 @@ def test_quantile_gives_equal_values_their_mean_rank():
 def test_encoding_a_row_again_gives_what_the_network_was_trained_on(scaling):
     table = mixed()
     data = make(table, scaling=scaling)
-    restored = TableData(source=Given(table), scaling=scaling, batch_size=8, split=[], split_seed=0, seed=0)
+    restored = TableData(
+        source=Given(table),
+        scaling=scaling,
+        batch_size=8,
+        split=[0.8, 0.1, 0.1],
+        split_seed=0,
+        folds=None,
+        fold=None,
+        seed=0,
+    )
     restored.restore(json.loads(json.dumps(data.preprocessing())))
     columns = {**table.numeric, **table.categorical}
     rows = [{name: values[i] for name, values in columns.items()} for i in data.ids["val"]]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from quartet.data.memory import MemoryLoader
 from quartet.data.sources import Document, LabelledText, Shakespeare
+from quartet.data.splits import Split
 from quartet.data.text import (
     LanguageModelingData,
     TextClassificationData,
@@ -23,10 +24,9 @@ from quartet.data.text import (
     shakespeare,
     shuffled_windows,
     split_documents,
-    split_groups,
 )
 
-COMMON = {"batch_size": 3, "split": [0.8, 0.1, 0.1], "split_seed": 0, "seed": 0}
+COMMON = {"batch_size": 3, "split": [0.8, 0.1, 0.1], "split_seed": 0, "folds": None, "fold": None, "seed": 0}
 DOCUMENTS = [Document(f"{i}.txt", f"document {i} says {i * i} and {i**3}. " * 4) for i in range(20)]
 ROWS = [
     LabelledText(f"{label} word{i} of file {file}", label, f"{label}/{file}")
@@ -169,29 +169,21 @@ def test_documents_are_split_as_wholes_the_same_way_each_time():
     assert ready(language_model(seed=1)).ids == data.ids
 
 
+def test_folds_of_one_document_tile_what_is_not_test():
+    text = DOCUMENTS[0].text
+    folds = [split_documents(DOCUMENTS[:1], Split([0.8, 0.1, 0.1], 0, 4, k)) for k in range(4)]
+    assert len({fold["test"][0].text for fold in folds}) == 1
+    assert "".join(fold["val"][0].text for fold in folds) + folds[0]["test"][0].text == text
+    for fold in folds:
+        assert sum(len(document.text) for part in fold.values() for document in part) == len(text)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_few_documents_are_split_by_position(n):
-    parts = split_documents(DOCUMENTS[:n], [0.8, 0.1, 0.1], 0)
+    parts = split_documents(DOCUMENTS[:n], Split([0.8, 0.1, 0.1], 0))
     for i in range(n):
         assert "".join(parts[part][i].text for part in ("train", "val", "test")) == DOCUMENTS[i].text
     assert parts["train"][0].name == f"0.txt[0:{len(parts['train'][0].text)}]"
-
-
-@given(st.lists(st.integers(1, 30), min_size=4, max_size=25), st.integers(0, 5))
-def test_groups_stay_whole_and_every_class_trains(sizes, seed):
-    rows = [LabelledText(f"{i} {j}", "ab"[i % 2], f"g{i}") for i, size in enumerate(sizes) for j in range(size)]
-    parts = split_groups(rows, [0.8, 0.1, 0.1], seed)
-    assert sorted(chain.from_iterable(parts.values())) == sorted({row.group for row in rows})
-    assert {int(group[1:]) % 2 for group in parts["train"]} == {0, 1}
-    assert parts == split_groups(rows[::-1], [0.8, 0.1, 0.1], seed)
-
-
-def test_the_shares_hold_in_rows_although_one_group_is_large():
-    rows = [LabelledText(f"{i}", "a", "large" if i < 400 else f"g{i % 20}") for i in range(1000)]
-    parts = split_groups(rows, [0.8, 0.1, 0.1], 0)
-    assert "large" in parts["train"]
-    counts = {part: sum(row.group in groups for row in rows) for part, groups in parts.items()}
-    assert counts["val"] in range(90, 131) and counts["test"] in range(90, 131)
 
 
 # preprocessing

@@ -6,14 +6,12 @@ import os
 from abc import abstractmethod
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 
 from quartet.data.memory import Dataset, MemoryLoader, Order, sequential, shuffled
 from quartet.data.spec import Spec
-
-SPLITS = ("train", "val", "test")
+from quartet.data.splits import SPLITS, Split
 
 
 class DataModule(LightningDataModule):
@@ -23,9 +21,19 @@ class DataModule(LightningDataModule):
     whose content has changed is refused with a ValueError. `ids` names the samples (or documents) of each part.
     """
 
-    def __init__(self, *, batch_size: int, split: list[float], split_seed: int, seed: int):
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        split: list[float],
+        split_seed: int,
+        folds: int | None,
+        fold: int | None,
+        seed: int,
+    ):
         super().__init__()
-        self.batch_size, self.split, self.split_seed, self.seed = batch_size, list(split), split_seed, seed
+        self.batch_size, self.seed = batch_size, seed
+        self.split = Split(list(split), split_seed, folds, fold)
         self.ids: dict[str, list] = {}
         self.datasets: dict[str, Dataset] = {}
         self._preprocessing: dict[str, Any] | None = None
@@ -92,7 +100,7 @@ class DataModule(LightningDataModule):
         empty = [part for part, n in sizes.items() if n == 0]
         if empty:
             raise ValueError(
-                f"nothing is left for {' and '.join(empty)}; change data.split={self.split} or bring more data"
+                f"nothing is left for {' and '.join(empty)}; change data.split={self.split.shares} or bring more data"
             )
 
     # loaders
@@ -123,31 +131,6 @@ class DataModule(LightningDataModule):
         return MemoryLoader(
             dataset, batch_size=self.batch_size, order=order, drop_last=drop_last, rank=rank, world=self.world
         )
-
-
-def split_ids(n: int, split: list[float], seed: int, labels: Any = None) -> dict[str, list[int]]:
-    """Disjoint ids 0 … n - 1 for train, val and test in the given shares, drawn with `seed`, each part sorted.
-
-    With `labels` (n,) the shares hold in every class. Raises ValueError where the shares do not sum to 1.
-    """
-    check_split(split)
-    labels = np.zeros(n, dtype=int) if labels is None else np.asarray(labels)
-    random = np.random.default_rng(seed)
-    parts: dict[str, list[int]] = {part: [] for part in SPLITS}
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
-        val_end = round(len(members) * (split[1] + split[2]))
-        test_end = round(len(members) * split[2])
-        parts["test"] += members[:test_end].tolist()
-        parts["val"] += members[test_end:val_end].tolist()
-        parts["train"] += members[val_end:].tolist()
-    return {part: sorted(ids) for part, ids in parts.items()}
-
-
-def check_split(split: list[float]) -> None:
-    """Raise ValueError where `split` is not three shares with something to train on."""
-    if len(split) != 3 or min(split) < 0 or split[0] == 0 or abs(sum(split) - 1) > 1e-6:
-        raise ValueError(f"data.split must be three shares (train > 0, val, test) that sum to 1, not {split}")
 
 
 def user_path(path: str) -> str:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quartet.data.base import DataModule, split_ids
+from quartet.data.base import DataModule
 from quartet.data.memory import Samples
 from quartet.data.spec import Spec
 
@@ -82,20 +82,17 @@ class ImageData(DataModule):
         self,
         *,
         source: PictureSource,
-        batch_size: int,
-        split: list[float],
-        split_seed: int,
-        seed: int,
         shift: int,
         flip: bool,
+        **common: Any,
     ):
-        super().__init__(batch_size=batch_size, split=split, split_seed=split_seed, seed=seed)
+        super().__init__(**common)
         self.source, self.shift, self.flip = source, shift, flip
         self._class_counts: dict[str, list[int]] = {}
 
     def read(self) -> tuple[dict[str, Pictures], str]:
         pictures = self.source.load()
-        self.ids = split_ids(len(pictures), self.split, self.split_seed, pictures.labels)
+        self.ids = self.split.assign(len(pictures), labels=pictures.labels)
         parts = {part: pictures.take(ids) for part, ids in self.ids.items()}
         self._class_counts = {part: x.class_counts() for part, x in parts.items()}
         return parts, pictures.fingerprint()

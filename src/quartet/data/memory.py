@@ -36,7 +36,6 @@ class Samples:
 
     def gather(self, ids: Tensor) -> Batch:
         ids = ids.to(self.target.device)  # orders are made on the CPU
-        ids = ids.to(self.target.device)
         inputs = {name: x.index_select(0, ids) for name, x in self.inputs.items()}
         return {"inputs": inputs, "target": self.target.index_select(0, ids), "index": ids}
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quartet.data.base import DataModule, split_ids
+from quartet.data.base import DataModule
 from quartet.data.memory import Samples
 from quartet.data.spec import Spec
 
@@ -100,10 +100,8 @@ class TableData(DataModule):
     categories that are missing or were not seen in training share slot 0. A regression target is standardised.
     """
 
-    def __init__(
-        self, *, source: TableSource, scaling: str, batch_size: int, split: list[float], split_seed: int, seed: int
-    ):
-        super().__init__(batch_size=batch_size, split=split, split_seed=split_seed, seed=seed)
+    def __init__(self, *, source: TableSource, scaling: str, **common: Any):
+        super().__init__(**common)
         if scaling not in SCALINGS:
             raise ValueError(f"data.scaling must be one of {', '.join(SCALINGS)}, not {scaling!r}")
         self.source, self.scaling = source, scaling
@@ -112,7 +110,7 @@ class TableData(DataModule):
     def read(self) -> tuple[dict[str, Table], str]:
         table = self.source.load()
         labels = table.target if table.classes else None
-        self.ids = split_ids(len(table), self.split, self.split_seed, labels)
+        self.ids = self.split.assign(len(table), labels=labels)
         parts = {part: table.take(ids) for part, ids in self.ids.items()}
         self._class_counts = {part: x.class_counts() for part, x in parts.items()}
         return parts, table.fingerprint()

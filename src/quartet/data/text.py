@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from quartet.data import tokenizers
-from quartet.data.base import SPLITS, DataModule, check_split, split_ids
+from quartet.data.base import DataModule
 from quartet.data.memory import Batch, Order, Samples, generator, sequential
 from quartet.data.sources import Document, DocumentSource, LabelledSource, LabelledText, Shakespeare, fingerprint
 from quartet.data.spec import Spec
+from quartet.data.splits import SPLITS, Split
 from quartet.data.tokenizers import Tokenizer
 
 
@@ -43,12 +44,9 @@ class LanguageModelingData(DataModule):
         vocab_size: int,
         context_length: int,
         order: str,
-        batch_size: int,
-        split: list[float],
-        split_seed: int,
-        seed: int,
+        **common: Any,
     ):
-        super().__init__(batch_size=batch_size, split=split, split_seed=split_seed, seed=seed)
+        super().__init__(**common)
         if order not in ("shuffled", "contiguous"):
             raise ValueError(f"data.order must be shuffled or contiguous, not {order!r}")
         self.source, self.tokenizer_kind, self.vocab_size = source, tokenizer, vocab_size
@@ -56,7 +54,7 @@ class LanguageModelingData(DataModule):
 
     def read(self) -> tuple[dict[str, list[Document]], str]:
         documents = self.source.documents()
-        parts = split_documents(documents, self.split, self.split_seed)
+        parts = split_documents(documents, self.split)
         self.ids = {part: [document.name for document in parts[part]] for part in SPLITS}
         return parts, fingerprint(value for document in documents for value in (document.name, document.text))
 
@@ -161,16 +159,29 @@ def contiguous(n: int, n_streams: int) -> Order:
     return lambda epoch: first + step
 
 
-def split_documents(documents: list[Document], split: list[float], seed: int) -> dict[str, list[Document]]:
-    """Whole documents to train, val and test; where a part would stay empty, each document is cut by position."""
-    ids = split_ids(len(documents), split, seed)
-    if all(ids.values()):
-        return {part: [documents[i] for i in ids[part]] for part in SPLITS}
-    cuts = [0.0, split[0], split[0] + split[1], 1.0]
+def split_documents(documents: list[Document], split: Split) -> dict[str, list[Document]]:
+    """Whole documents to train, val and test; where a part would stay empty, each document is cut by position.
+
+    Cut by position, fold k of a cross-validation is the k-th piece of what stands before the test part.
+    """
+    if len(documents) >= (split.folds or 0):
+        ids = split.assign(len(documents))
+        if all(ids.values()):
+            return {part: [documents[i] for i in ids[part]] for part in SPLITS}
     return {
-        part: [_span(document, start, end) for document in documents]
-        for part, start, end in zip(SPLITS, cuts, cuts[1:], strict=False)
+        part: [_span(document, start, end) for document in documents for start, end in spans]
+        for part, spans in _positions(split).items()
     }
+
+
+def _positions(split: Split) -> dict[str, list[tuple[float, float]]]:
+    """From which share of its length to which a document belongs to each part."""
+    train, val, test = split.shares
+    if split.folds is None or split.fold is None:
+        return {"train": [(0.0, train)], "val": [(train, train + val)], "test": [(train + val, 1.0)]}
+    start, end = ((1 - test) * k / split.folds for k in (split.fold, split.fold + 1))
+    around = [(0.0, start), (end, 1 - test)]
+    return {"train": [(a, b) for a, b in around if a < b], "val": [(start, end)], "test": [(1 - test, 1.0)]}
 
 
 def _span(document: Document, start: float, end: float) -> Document:
@@ -196,12 +207,9 @@ class TextClassificationData(DataModule):
         tokenizer: str,
         vocab_size: int,
         context_length: int,
-        batch_size: int,
-        split: list[float],
-        split_seed: int,
-        seed: int,
+        **common: Any,
     ):
-        super().__init__(batch_size=batch_size, split=split, split_seed=split_seed, seed=seed)
+        super().__init__(**common)
         self.source, self.tokenizer_kind, self.vocab_size = source, tokenizer, vocab_size
         self.context_length = context_length
         self.n_duplicates = 0
@@ -210,9 +218,9 @@ class TextClassificationData(DataModule):
         rows = self.source.rows()
         kept = unique_texts(rows)
         self.n_duplicates = len(rows) - len(kept)
-        self.ids = split_groups(kept, self.split, self.split_seed)
-        part_of = {group: part for part, groups in self.ids.items() for group in groups}
-        parts = {part: [row for row in kept if part_of[row.group] == part] for part in SPLITS}
+        places = self.split.assign(len(kept), labels=[row.label for row in kept], groups=[row.group for row in kept])
+        parts = {part: [kept[i] for i in places[part]] for part in SPLITS}
+        self.ids = {part: sorted({row.group for row in parts[part]}) for part in SPLITS}
         return parts, fingerprint(value for row in rows for value in (row.text, row.label, row.group))
 
     def fit(self, train: list[LabelledText]) -> dict[str, Any]:
@@ -299,34 +307,3 @@ def unique_texts(rows: Iterable[LabelledText]) -> list[LabelledText]:
     for row in rows:
         first.setdefault(" ".join(row.text.split()), row)
     return list(first.values())
-
-
-def split_groups(rows: list[LabelledText], split: list[float], seed: int) -> dict[str, list[str]]:
-    """Groups to train, val and test so that in each class the shares hold in rows, as well as whole groups allow.
-
-    In random order each group goes to the part that lacks most of its share. Groups larger than a whole val or test
-    part come first, and train as long as they fit there: the others would be overfull. The first label of a group
-    counts.
-    """
-    check_split(split)
-    random = np.random.default_rng(seed)
-    sizes, label_of = Counter(row.group for row in rows), {row.group: row.label for row in reversed(rows)}
-    parts: dict[str, list[str]] = {part: [] for part in SPLITS}
-    for label in sorted(set(label_of.values())):
-        groups = random.permutation(sorted(group for group in sizes if label_of[group] == label)).tolist()
-        for group, part in _spread({group: sizes[group] for group in groups}, split).items():
-            parts[part].append(group)
-    return {part: sorted(groups) for part, groups in parts.items()}
-
-
-def _spread(sizes: dict[str, int], split: list[float]) -> dict[str, str]:
-    """The part of each group of one class; earlier groups choose first."""
-    goal = {part: share * sum(sizes.values()) for part, share in zip(SPLITS, split, strict=True) if share > 0}
-    filled, smallest = dict.fromkeys(goal, 0), min(goal.values())
-    chosen = {}
-    for group, size in sorted(sizes.items(), key=lambda item: -max(item[1], smallest)):  # stable: small ones stay put
-        trains = size > smallest and filled["train"] + size <= goal["train"]
-        part = "train" if trains else min(goal, key=lambda part: filled[part] / goal[part])
-        chosen[group] = part
-        filled[part] += size
-    return chosen
