@@ -15,7 +15,7 @@ from omegaconf import OmegaConf, open_dict
 
 PROJECT = Path(__file__).parents[1]
 
-PACKAGES = ("asyncio", "email", "idlelib", "importlib", "multiprocessing", "tkinter", "unittest", "xml/dom")
+PACKAGES = ("asyncio", "email", "encodings", "idlelib", "multiprocessing", "xml/dom")
 
 
 @pytest.fixture(autouse=True)

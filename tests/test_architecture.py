@@ -17,7 +17,9 @@ ALLOWED = {
     "models": {"torch", "torchvision"},
     "optim.py": {"torch"},
     "sampling.py": {"torch"},
-    "data": {"torch", "torchvision", "numpy", "pytorch_lightning", "sklearn", "tokenizers", "PIL", "scipy"},
+    "data": {
+        "torch", "torchvision", "numpy", "pytorch_lightning", "sklearn", "tokenizers", "PIL", "scipy", "pandas", "pyarrow",
+    },
     "tasks": {"torch", "torchmetrics", "pytorch_lightning", "quartet.optim", "quartet.data.spec"},
     "callbacks": {
         "torch", "numpy", "pytorch_lightning", "matplotlib", "rich", "PIL", "sklearn", "torchmetrics",

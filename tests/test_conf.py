@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
+import samples
 
 from quartet.train import create_and_train
 
 CONF = Path(__file__).parents[1] / "conf"
-TEXT_DATA = ("stdlib", "stdlib_topics", "shakespeare")
 SMALL = {
     "transformer": ["model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.d_ff=32"],
     "rnn": ["model.d_hidden=16", "model.n_layers=1"],
@@ -18,6 +19,26 @@ SMALL = {
     "mlp": ["model.hidden=[8]"],
 }
 BRIEF = ["trainer=debug", "trainer.detect_anomaly=false", "callbacks=none", "logger=none", "data.batch_size=4"]
+
+
+OWN = {
+    "text": lambda folder: [f"data.path={samples.sample_text(folder)}"],
+    "labelled_text": lambda folder: [f"data.path={samples.sample_labelled_text(folder)}"],
+    "image_folder": lambda folder: [f"data.path={samples.sample_image_folder(folder)}"],
+    "cifar10": lambda folder: [f"data.path={samples.sample_cifar10(folder)}"],
+    "mnist": lambda folder: [f"data.path={samples.sample_mnist(folder)}"],
+    "fashion_mnist": lambda folder: [f"data.path={samples.sample_mnist(folder, 'FashionMNIST')}"],
+    "csv": lambda folder: [f"data.path={samples.sample_table(folder)}", "data.target=diagnosis"],
+}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """own("csv") -> overrides that name a small file of a user's own where such data want one."""
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: Path(path).is_file())
+    folder = tmp_path / "own"
+    folder.mkdir()
+    return lambda data: OWN[data](folder) if data in OWN else []
 
 
 def options(group: str) -> list[str]:
@@ -50,12 +71,13 @@ def test_every_scheduler(compose, scheduler):
 
 
 @pytest.mark.parametrize("data", options("data"))
-def test_all_data(compose, small_text, data):
+def test_all_data(compose, small_text, own, data):
     from quartet.cli import fits
 
     provides = next(kind for kind in ("tokens", "images", "table") if data in fits("data", "provides", kind))
     model = {"tokens": "rnn", "images": "image_small", "table": "mlp"}[provides]
-    brief(compose, model, f"data={data}", *(["data.context_length=8"] if data in TEXT_DATA else []))
+    short = ["data.context_length=8"] if provides == "tokens" else []
+    brief(compose, model, f"data={data}", *short, *own(data))
 
 
 @pytest.mark.parametrize("trainer", [name for name in options("trainer") if name != "gpu"])
@@ -81,7 +103,7 @@ def test_all_callbacks_and_loggers(compose, callbacks, logger):
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_experiment_composes_builds_and_logs_what_it_monitors(compose, small_text, experiment):
+def test_every_experiment_composes_builds_and_logs_what_it_monitors(compose, small_text, own, experiment):
     """The rows of the results table, cut to four steps: the monitored name must be among the logged ones."""
     overrides = [
         f"experiment={experiment}",
@@ -89,6 +111,8 @@ def test_every_experiment_composes_builds_and_logs_what_it_monitors(compose, sma
         "trainer.val_check_interval=4",
         "trainer.max_epochs=-1",
     ]
+    (data,) = re.findall(r"/data: (\w+)", (CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+    overrides += own(data)
     config = compose(*overrides, "data.batch_size=4", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2")
     _, result = create_and_train(config)
     assert result["objective"]["name"] == config.monitor.metric

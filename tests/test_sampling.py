@@ -15,13 +15,13 @@ def transformer():
     return Transformer(
         vocab_size=17, context_length=8, n_layers=2, n_heads=2, n_kv_heads=1, d_model=16, d_ff=32, dropout=0.0,
         positions="rotary", norm="rmsnorm", norm_position="pre", qk_norm=True, feed_forward="relu2", bias=False,
-        tie_embeddings=False, pooling="mean",
+        tie_embeddings=False, pooling="mean", token_dropout=0.0,
     )  # fmt: skip
 
 
 def rnn():
     return RNN(
-        vocab_size=17, context_length=8, cell="lstm", n_layers=2, d_embedding=8, d_hidden=16, dropout=0.0,
+        vocab_size=17, context_length=8, cell="lstm", n_layers=2, d_embedding=8, d_hidden=16, dropout=0.0, token_dropout=0.0,
         tie_embeddings=False, bidirectional=False, pooling="mean",
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from quartet.data.spec import Spec
 from quartet.models.rnn import RNN
+from quartet.tasks.base import members
 from quartet.tasks.classification import Classification
 from quartet.tasks.language_modeling import LanguageModeling
 from quartet.tasks.regression import Regression
@@ -23,7 +24,7 @@ PLAIN = {"l1": 0.0, "l2": 0.0}
 def language_model(order: str) -> LanguageModeling:
     torch.manual_seed(0)
     network = RNN(
-        vocab_size=5, context_length=4, cell="gru", n_layers=2, d_embedding=6, d_hidden=6, dropout=0.0,
+        vocab_size=5, context_length=4, cell="gru", n_layers=2, d_embedding=6, d_hidden=6, dropout=0.0, token_dropout=0.0,
         tie_embeddings=False, bidirectional=False, pooling="mean",
     )  # fmt: skip
     spec = Spec(sizes={}, token_bytes=(0, 1, 2, 3, 4))
@@ -81,8 +82,8 @@ class Logits(nn.Module):
 
 def classification(**settings) -> Classification:
     spec = Spec(sizes={}, classes=("a", "b", "c"), class_counts=(60, 30, 10))
-    chosen = {"loss": "cross_entropy", "label_smoothing": 0.0, "class_weights": None, **PLAIN, **settings}
-    return Classification(network=Logits(), spec=spec, **chosen)
+    chosen = {"network": Logits(), "loss": "cross_entropy", "label_smoothing": 0.0, "class_weights": None, **PLAIN}
+    return Classification(spec=spec, **{**chosen, **settings})
 
 
 def test_classification_metrics_are_scikit_learn_s(monkeypatch):
@@ -100,6 +101,33 @@ def test_classification_metrics_are_scikit_learn_s(monkeypatch):
     assert logged["test/auroc"] == pytest.approx(roc_auc_score(target, logits.softmax(-1), multi_class="ovr"), rel=1e-5)
     assert logged["test_per_class/f1_of_b"] == pytest.approx(f1_score(target == 1, predicted == 1))
     assert {f"test/{name}" for name in task.METRICS} <= logged.keys()
+
+
+def test_members_of_an_ensemble_have_a_loss_each(monkeypatch):
+    """The mean of the losses in training, not the loss of the mean; targets may be probabilities."""
+    logits, target = torch.randn(6, 4, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    each = torch.stack([nn.functional.cross_entropy(logits[:, k], target) for k in range(4)])
+    task = classification()
+    monkeypatch.setattr(Classification, "logging_due", False)
+    batch = {"inputs": {"x": logits}, "target": target, "index": torch.arange(6)}
+    assert task.step(batch, "train")[0].item() == pytest.approx(each.mean().item())
+    flat, repeated = members(logits, torch.eye(3)[target])
+    assert torch.equal(flat[5], logits[1, 1]) and torch.equal(repeated[5], torch.eye(3)[1])
+    assert members(logits[:, 0], target)[1] is target
+
+
+def test_members_of_a_regression_have_a_loss_each():
+    outputs, target = torch.randn(6, 4, 1), torch.randn(6)
+    flat, repeated = members(outputs, target)
+    expected = (outputs.squeeze(-1) - target[:, None]).square().mean()
+    assert nn.functional.mse_loss(flat.squeeze(-1), repeated).item() == pytest.approx(expected.item())
+
+
+def test_sigmoids_and_an_ensemble_are_refused():
+    network = Logits()
+    network.n_members = 4  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"task\.loss=binary_cross_entropy and model\.ensemble do not go together"):
+        classification(network=network, loss="binary_cross_entropy")
 
 
 def test_automatic_class_weights_balance_the_classes():

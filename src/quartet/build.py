@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from quartet import optim
+from quartet.callbacks.transfer import Freeze
 from quartet.check import check_pairing, signature_problems, value_problems
 from quartet.data.base import DataModule
 from quartet.data.spec import Spec
@@ -33,7 +34,9 @@ from quartet.tasks.base import Task
 OURS = tuple(f"quartet.{part}" for part in ("data", "models", "tasks", "optim", "callbacks"))
 THEIRS = ("torch", "torchvision", "torchmetrics", "pytorch_lightning")
 KINDS = (nn.Module, Optimizer, ReduceLROnPlateau, Callback, Logger, Trainer)
-NOTES = ("_target_", "accepts", "provides", "window_order", "recipe")  # keys that steer composition, not construction
+# keys that no constructor takes: those that steer composition, and those that say how training starts
+NOTES = ("_target_", "accepts", "provides", "window_order", "recipe", "predicts")
+START = ("init_from", "freeze", "backbone_lr")
 
 
 # instantiation
@@ -61,7 +64,7 @@ def _allowed(found: Any) -> bool:
 
 def settings_of(node: dict[str, Any]) -> dict[str, Any]:
     """The constructor's arguments in a config node; nested nodes with a `_target_` are built."""
-    arguments = {key: value for key, value in node.items() if key not in NOTES}
+    arguments = {key: value for key, value in node.items() if key not in (*NOTES, *START)}
     return {k: make(v) if isinstance(v, dict) and "_target_" in v else v for k, v in arguments.items()}
 
 
@@ -99,7 +102,7 @@ def check(config: DictConfig) -> None:
 def _construction_problems(config: dict[str, Any]) -> Iterator[str]:
     for group in ("model", "data", "task", "optimizer", "scheduler", "trainer"):
         target = locate(config[group]["_target_"])
-        settings = {key: value for key, value in config[group].items() if key not in NOTES}
+        settings = {key: value for key, value in config[group].items() if key not in (*NOTES, *START)}
         yield from signature_problems(target, settings, group)
         if hasattr(target, "problems"):
             yield from target.problems(settings)  # type: ignore[attr-defined]
@@ -129,15 +132,20 @@ def build_task(config: DictConfig, spec: Spec, *, train: bool = False) -> Task:
     values = plain(config)
     optimisation = {}
     if train:
-        optimisation["make_optimizer"] = partial(build_optimizer, values["optimizer"])
+        rate = values["model"].get("backbone_lr", 1.0)
+        optimisation["make_optimizer"] = partial(build_optimizer, values["optimizer"], backbone_lr=rate)
         optimisation["make_scheduler"] = partial(build_scheduler, values["scheduler"], values["monitor"])
     return make(values["task"], network=network, spec=spec, **optimisation)
 
 
-def build_optimizer(node: dict[str, Any], network: nn.Module) -> Optimizer:
+def build_optimizer(node: dict[str, Any], network: nn.Module, *, backbone_lr: float = 1.0) -> Optimizer:
+    """`backbone_lr` multiplies the rate of all but the head."""
     settings = settings_of(node)
     group = optim.muon_groups if node["_target_"].endswith("MuonAdamW") else optim.parameter_groups
-    return locate(node["_target_"])(group(network, settings["weight_decay"]), **settings)
+    groups = group(network, settings["weight_decay"])
+    if backbone_lr != 1:
+        groups = optim.backbone_groups(network, groups, settings["lr"], backbone_lr)
+    return locate(node["_target_"])(groups, **settings)
 
 
 def build_scheduler(
@@ -157,8 +165,10 @@ def _call_schedule(schedule: Callable[..., float], total: int, settings: dict[st
 
 
 def build_callbacks(config: DictConfig, checkpoints: Path) -> list[Callback]:
-    callbacks = []
-    for node in plain(config)["callbacks"].values():
+    values = plain(config)
+    frozen = values["model"].get("freeze", 0)
+    callbacks: list[Callback] = [Freeze(epochs=frozen)] if frozen else []  # before those that look at gradients
+    for node in values["callbacks"].values():
         if node is not None:
             facts = {"dirpath": checkpoints} if locate(node["_target_"]) is ModelCheckpoint else {}
             callbacks.append(make(node, **facts))

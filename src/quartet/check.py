@@ -11,7 +11,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from quartet.cli import fits
-from quartet.data.splits import fold_problem
 
 
 class Rule(typing.NamedTuple):
@@ -51,6 +50,11 @@ RULES = {
         lambda v: _numbers(v) and len(v) == 3 and min(v) >= 0 and abs(sum(v) - 1) < 1e-6,
     ),
     "model.dropout": PROBABILITY,
+    "model.init_from": Rule(
+        "null, the directory of a run, or latest", lambda v: v is None or (isinstance(v, str) and bool(v))
+    ),
+    "model.freeze": Rule("a whole number of epochs, at least 0", lambda v: _whole(v) and v >= 0),
+    "model.backbone_lr": NOT_NEGATIVE,
     "optimizer.lr": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.momentum": PROBABILITY,
@@ -86,6 +90,8 @@ def pairing_problems(config: DictConfig) -> Iterator[str]:
 
 def value_problems(config: DictConfig) -> Iterator[str]:
     values: Any = OmegaConf.to_container(config, resolve=True)
+    from quartet.data.splits import fold_problem  # numpy: late, a wrong pair is refused before it is imported
+
     folds, fold = (values["data"].get(key) for key in ("folds", "fold"))
     if all(value is None or _whole(value) for value in (folds, fold)):
         yield from filter(None, [fold_problem(folds, fold)])
@@ -96,6 +102,18 @@ def value_problems(config: DictConfig) -> Iterator[str]:
             value = here[name or group]
             if not rule.holds(value):
                 yield f"{key} must be {rule.words}, not {value!r}"
+    yield from _start_problems(values["model"])
+
+
+def _start_problems(model: dict[str, Any]) -> Iterator[str]:
+    """One trained network to start from, and nothing frozen without one."""
+    ways = [key for key in ("weights", "init_from") if key in model]
+    given = [key for key in ways if model[key] is not None]
+    if len(given) > 1:
+        yield "model.weights and model.init_from both say where the network starts from; give one of them"
+    if model.get("freeze") and not given:
+        places = " or ".join(f"model.{key}" for key in ways)
+        yield f"model.freeze={model['freeze']} would freeze a backbone that nothing has trained; give {places} too"
 
 
 # what a constructor says about its arguments

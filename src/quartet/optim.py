@@ -46,6 +46,21 @@ def muon_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     return _assert_partition(network, groups)
 
 
+def backbone_groups(network: Any, groups: list[dict[str, Any]], lr: float, scale: float) -> list[dict[str, Any]]:
+    """Each group split in two: what belongs to `network.head`, then all else, whose rate is `lr * scale`.
+
+    Schedules multiply the rate of every group, so the two rates keep their ratio.
+    """
+    of_head = {id(p) for p in network.head.parameters()}
+    split = []
+    for in_head, rate in ((True, {}), (False, {"lr": lr * scale})):
+        for group in groups:
+            chosen = [p for p in group["params"] if (id(p) in of_head) == in_head]
+            if chosen:
+                split.append({**group, "params": chosen, **rate})
+    return _assert_partition(network, split)
+
+
 def _trainable(network: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in network.named_parameters() if p.requires_grad)
 
@@ -68,7 +83,7 @@ class MuonAdamW(Optimizer):
 
     Both parts share this object's `param_groups` and `state`, so schedules, checkpoints and `zero_grad` see one
     optimizer. `params` are groups with a flag `use_muon` (see `muon_groups`). Muon's update is scaled to AdamW's RMS, so
-    that rates are of one kind; AdamW's part runs at `lr * adamw_scale`, and a sweep of `lr` moves both.
+    that rates are of one kind; AdamW's part runs at the rate times `adamw_scale`, and a sweep of `lr` moves both.
     """
 
     def __init__(
@@ -90,7 +105,7 @@ class MuonAdamW(Optimizer):
             part = torch.optim.Muon(muon, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
             self._parts.append(part)
         if rest:
-            rest = [{**group, "lr": lr * adamw_scale} for group in rest]
+            rest = [{**group, "lr": group["lr"] * adamw_scale} for group in rest]
             self._parts.append(torch.optim.AdamW(rest, lr=lr * adamw_scale, betas=(betas[0], betas[1]), eps=eps))
         self.param_groups = [group for part in self._parts for group in part.param_groups]
         self._share()

@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from quartet import build
+from quartet import build, transfer
 from quartet.data.base import DataModule
 from quartet.run import Run
 from quartet.tasks.base import Task
@@ -61,6 +61,7 @@ class History(Callback):
 def create_and_train(config: DictConfig) -> tuple[Run, dict[str, Any]]:
     """Check the config, make its run directory and train; a mistake found before training leaves no directory."""
     build.check(config)
+    transfer.make_absolute(config)
     run = Run.create(config)
     try:
         data, task, trainer, history = prepare(run)
@@ -75,11 +76,15 @@ def prepare(run: Run) -> tuple[DataModule, Task, Trainer, History]:
     config = run.config
     build.seed_everything(config.seed)
     data = build.build_data(config)
+    source = transfer.find_source(config)
+    if source is not None:
+        transfer.reuse_preprocessing(data, source)
     print("reading the data", flush=True)
     data.setup()
     run.write("preprocessing.json", data.preprocessing())
     run.write("data.json", data.report())
     task = build.build_task(config, data.spec, train=True)
+    transfer.initialise(task.network, config, data.spec, source)
     history = History(config.monitor.metric, config.monitor.mode)
     trainer = build.build_trainer(config, run.directory, train=True, callbacks=(history,))
     _introduce(data, task, trainer)
@@ -115,9 +120,8 @@ def train(run: Run, data: DataModule, task: Task, trainer: Trainer, history: His
 
 
 def load_network(task: Task, run: Run) -> None:
-    """The best checkpoint's weights into the task; only tensors and plain containers are read."""
-    checkpoint = torch.load(run.best_checkpoint, map_location="cpu", weights_only=True)
-    task.load_state_dict(checkpoint["state_dict"])
+    """The best checkpoint's weights into the task; ValueError where it holds more than tensors and plain containers."""
+    task.load_state_dict(transfer.read_checkpoint(run.best_checkpoint)["state_dict"])
 
 
 def measure(trainer: Trainer, task: Task, data: DataModule, part: str) -> dict[str, float]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from quartet.data.augment import Augment
 from quartet.data.base import user_path
 from quartet.data.images import Digits, ImageData
 from quartet.data.spec import Spec
@@ -20,7 +21,8 @@ SHARES = [[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
 
 
 def digits(**changes):
-    return ImageData(**{**COMMON, "source": Digits(), "shift": 1, "flip": False, **changes})
+    off = {"fill": "zero", "flip": False, "randaugment": 0, "colour": 0.0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    return ImageData(**{**COMMON, "source": Digits(), "augment": Augment(crop=1, **off), **changes})
 
 
 def table(name, **changes):
@@ -63,7 +65,7 @@ def test_ids_partition_the_source(data):
     ids = list(chain(*(data.ids[part] for part in SPLITS)))
     assert sorted(ids) == list(range(len(ids)))
     assert [len(data.ids[part]) for part in SPLITS] == [len(data.datasets[part]) for part in SPLITS]
-    assert data.report()["samples"] == {part: len(data.ids[part]) for part in SPLITS}
+    assert data.report()["parts"] == {part: {"samples": len(data.ids[part])} for part in SPLITS}
 
 
 def test_preprocessing_survives_json_exactly(data):

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
-from quartet.data.images import Digits, ImageData, Pictures, channel_statistics, random_flip, random_shift, to_uint8
+from quartet.data.augment import Augment
+from quartet.data.images import Digits, ImageData, Pictures, channel_statistics, to_uint8
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ def colourful(n=60, channels=3, size=6):
     return Pictures(images, np.arange(n) % 3, ("cat", "dog", "fox"))
 
 
+def augment(**changes):
+    off = {"crop": 0, "fill": "zero", "flip": False, "randaugment": 0}
+    return Augment(**{**off, "colour": 0.0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0, **changes})
+
+
 def make(source=None, **changes):
     values = {
         "batch_size": 8,
@@ -34,8 +40,7 @@ def make(source=None, **changes):
         "folds": None,
         "fold": None,
         "seed": 0,
-        "shift": 0,
-        "flip": False,
+        "augment": augment(),
     }
     data = ImageData(**{**values, "source": source or Given(colourful()), **changes})
     data.setup()
@@ -79,7 +84,7 @@ def test_training_pictures_have_mean_0_and_std_1_per_channel():
 def test_statistics_are_exact_and_a_constant_channel_stays_finite():
     images = colourful(n=5).images.copy()
     images[:, 1] = 77
-    mean, std = channel_statistics(images)
+    mean, std = channel_statistics(Pictures(images, np.zeros(5, int), ("a",)).histogram())
     np.testing.assert_allclose(mean, images.mean((0, 2, 3)) / 255, rtol=1e-12)
     np.testing.assert_allclose(std, [images[:, 0].std() / 255, 1.0, images[:, 2].std() / 255], rtol=1e-12)
 
@@ -110,7 +115,7 @@ def test_fingerprint_sees_every_change(what):
 
 
 def test_augmentation_is_for_training_only():
-    data = make(shift=2, flip=True)
+    data = make(augment=augment(crop=2, flip=True))
     plain = data.normalise(data.datasets["train"].gather(torch.arange(8))["inputs"]["image"])
     torch.manual_seed(0)
     assert torch.equal(batch_of(data, training=False)["inputs"]["image"], plain)
@@ -118,7 +123,7 @@ def test_augmentation_is_for_training_only():
 
 
 def test_augmentation_depends_on_the_generator_of_torch_alone():
-    data = make(shift=2, flip=True)
+    data = make(augment=augment(crop=2, flip=True))
     state = torch.get_rng_state()
     first, second = batch_of(data, training=True), batch_of(data, training=True)
     np.random.seed(1)
@@ -131,28 +136,6 @@ def test_without_augmentation_no_random_number_is_drawn():
     state = torch.get_rng_state()
     batch_of(make(), training=True)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_shift_moves_each_picture_by_whole_pixels_onto_black():
-    torch.manual_seed(0)
-    images = torch.from_numpy(colourful(n=200).images)
-    moved = random_shift(images, 1)
-    found = set()
-    for before, after in zip(images, moved, strict=True):
-        padded = torch.nn.functional.pad(before, (1, 1, 1, 1))
-        places = [(y, x) for y in range(3) for x in range(3) if torch.equal(padded[:, y : y + 6, x : x + 6], after)]
-        assert len(places) == 1
-        found.update(places)
-    assert len(found) == 9  # 200 draws of 9 places, under a fixed seed
-
-
-def test_flip_mirrors_about_half_of_the_pictures():
-    torch.manual_seed(0)
-    images = torch.from_numpy(colourful(n=40).images)
-    flipped = random_flip(images)
-    mirrored = [torch.equal(a.flip(-1), b) for a, b in zip(images, flipped, strict=True)]
-    assert all(m or torch.equal(a, b) for m, a, b in zip(mirrored, images, flipped, strict=True))
-    assert 10 < sum(mirrored) < 30  # fixed seed
 
 
 def test_lightning_augments_in_fit_but_not_in_its_validation():
@@ -172,7 +155,7 @@ def test_lightning_augments_in_fit_but_not_in_its_validation():
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    data, recorder = make(shift=2), Recorder()
+    data, recorder = make(augment=augment(crop=2)), Recorder()
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -192,10 +175,29 @@ def test_lightning_augments_in_fit_but_not_in_its_validation():
     assert recorder.seen["val"] and not any(changed("val", batch) for batch in recorder.seen["val"])
 
 
-@pytest.mark.parametrize("shift", [-1, 6])
-def test_shift_must_leave_something_of_the_picture(shift):
-    with pytest.raises(ValueError, match=r"data\.shift=-?\d must be 0 … 5 pixels for pictures of 6×6"):
-        make(shift=shift)
+def test_a_crop_must_leave_something_of_the_picture():
+    with pytest.raises(ValueError, match=r"data\.augment\.crop=6 must be 0 … 5 pixels for pictures of 6×6"):
+        make(augment=augment(crop=6))
+
+
+def test_mistakes_in_augmentation_are_found_with_all_others_of_a_config():
+    problems = ImageData.problems({"augment": {"crop": -1, "flip": True, "mixup": "much"}})
+    assert [problem.split(" must")[0] for problem in problems] == ["data.augment.crop", "data.augment.mixup"]
+
+
+def test_official_parts_are_kept_and_val_is_a_share_of_train():
+    pictures = colourful()
+    given = np.array(["test" if i >= 40 else "train" for i in range(60)])
+    data = make(Given(Pictures(pictures.images, pictures.labels, pictures.classes, given)), split=[0.75, 0.25, 0.0])
+    assert data.ids["test"] == list(range(40, 60))
+    assert sorted(data.ids["train"] + data.ids["val"]) == list(range(40)) and len(data.ids["val"]) in (9, 10, 11)
+
+
+def test_official_parts_belong_to_the_fingerprint():
+    pictures = colourful()
+    parts = [np.array([part] * 60) for part in ("train", "test")]
+    prints = {Pictures(pictures.images, pictures.labels, pictures.classes, part).fingerprint() for part in parts}
+    assert len(prints | {pictures.fingerprint()}) == 3
 
 
 # inference
@@ -212,8 +214,7 @@ def test_encoding_a_picture_again_gives_what_the_network_was_trained_on(source):
         folds=None,
         fold=None,
         seed=0,
-        shift=0,
-        flip=False,
+        augment=augment(),
     )
     restored.restore(json.loads(json.dumps(data.preprocessing())))
     pictures = data.pictures("val", [3, 0, 5])
@@ -246,6 +247,34 @@ def test_a_photograph_is_turned_upright():
     exif = picture.getexif()
     exif[0x0112] = 3  # upside down
     assert to_uint8(picture, 1, 2).tolist() == [[[255, 0], [255, 0]]]
+
+
+def test_what_is_transparent_lies_on_white():
+    half = np.zeros((4, 4, 4), dtype=np.uint8)
+    half[:2, :, 3] = 255  # the upper half is opaque black
+    for picture in (half, Image.fromarray(half), Image.fromarray(half).convert("LA")):
+        assert to_uint8(picture, 1, 4)[0, :, 0].tolist() == [0, 0, 255, 255]
+
+
+def test_a_transparent_palette_entry_lies_on_white(tmp_path):
+    picture = Image.fromarray(np.array([[0, 1], [0, 1]], dtype=np.uint8), mode="P")
+    picture.putpalette([0, 0, 0, 90, 90, 90])
+    picture.save(tmp_path / "palette.png", transparency=0)
+    assert to_uint8(tmp_path / "palette.png", 3, 2)[:, 0].tolist() == [[255, 90]] * 3
+
+
+def test_files_are_encoded_like_the_pictures_in_them(tmp_path):
+    data, array = make(), colourful().images[0].transpose(1, 2, 0)
+    Image.fromarray(array).save(tmp_path / "picture.png")
+    encoded = data.encode([array, tmp_path / "picture.png", str(tmp_path / "picture.png")])["image"]
+    assert torch.equal(encoded[0], encoded[1]) and torch.equal(encoded[0], encoded[2])
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
+    gradient = np.add.outer(np.arange(400), np.arange(400)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(gradient).save(tmp_path / "large.jpg", quality=95)
+    whole, reduced = to_uint8(Image.open(tmp_path / "large.jpg"), 1, 16), to_uint8(tmp_path / "large.jpg", 1, 16)
+    assert np.abs(whole.astype(int) - reduced).max() <= 3
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 4, 5), np.uint8)])

@@ -7,6 +7,8 @@ import io
 import sysconfig
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quartet.data import sources
 from quartet.data.sources import Document, Shakespeare, StandardLibrary, StandardLibraryTopics
@@ -148,3 +150,25 @@ def test_the_fingerprint_sees_every_border_and_any_character():
     assert sources.fingerprint(["ab", "c"]) != sources.fingerprint(["a", "bc"])
     assert sources.fingerprint(["a"]) != sources.fingerprint(["a", ""])
     assert sources.fingerprint(["\ud800"]) == sources.fingerprint(["\ud800"]) != sources.fingerprint(["?"])
+
+
+# pieces
+
+
+@given(text=st.text(alphabet="ab \n\t天", max_size=200), size=st.integers(1, 30))
+def test_pieces_are_the_text_and_no_longer_than_asked(text, size):
+    pieces = list(sources.cut(text, size))
+    assert "".join(pieces) == text
+    assert all(0 < len(piece) <= size for piece in pieces)
+
+
+def test_pieces_end_at_line_ends_or_before_spaces():
+    assert list(sources.cut("one two\nthree four\n\nfive", 15)) == ["one two\n", "three", " four\n\nfive"]
+    assert list(sources.cut("abcdefgh", 3)) == ["abc", "def", "gh"]
+
+
+def test_a_document_in_memory_knows_its_length_spans_and_pieces(monkeypatch):
+    document = Document("a", "0123456789")
+    assert len(document) == 10
+    assert document.span(2, 5) == Document("a[2:5]", "234")
+    assert list(document.pieces()) == ["0123456789"]

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -61,7 +62,7 @@ def batch_of(data, part="train"):
 def test_embedded_tables(name, rows, sizes):
     data = make(source=EmbeddedTable(name))
     assert sum(map(len, data.ids.values())) == rows
-    assert data.spec.sizes == sizes
+    assert {**sizes, "quantiles": data.spec.sizes["quantiles"]} == data.spec.sizes
     assert len(data.spec.classes) == len(data.spec.class_counts) == (0 if name == "diabetes" else sizes["n_outputs"])
 
 
@@ -135,6 +136,23 @@ def test_fingerprint_sees_every_change(change):
     assert changed.fingerprint() != table.fingerprint() == mixed().fingerprint()
 
 
+def test_quantiles_are_those_of_the_scaled_training_rows():
+    data = make(source=EmbeddedTable("wine"))
+    numeric = batch_of(data)["inputs"]["numeric"]
+    quantiles = torch.tensor(data.spec.sizes["quantiles"])
+    assert quantiles.shape == (13, 65)
+    torch.testing.assert_close(quantiles[:, [0, 32, 64]].T, numeric.quantile(torch.tensor([0, 0.5, 1]), dim=0))
+
+
+@pytest.mark.parametrize(("name", "shown"), [("wine", "classes"), ("diabetes", "histograms")])
+def test_the_report_counts_and_describes(name, shown):
+    data = make(source=EmbeddedTable(name))
+    report = json.loads(json.dumps(data.report()))
+    assert sum(facts["samples"] for facts in report["parts"].values()) == len(EmbeddedTable(name).load())
+    assert shown in report and all(column["missing"] == 0 for column in report["columns"])
+    assert {column["column"] for column in report["columns"]} == set(data.columns)
+
+
 # missing and unseen values
 
 
@@ -172,7 +190,7 @@ def test_a_column_without_any_value_is_zero():
     empty = np.full(len(table), np.nan)
     nothing = np.full(len(table), None, dtype=object)
     data = make(replace(table, numeric={"empty": empty}, categorical={"nothing": nothing}))
-    assert data.spec.sizes == {"n_numeric": 1, "cardinalities": [1], "n_outputs": 2}
+    assert data.spec.sizes == {"n_numeric": 1, "quantiles": [[0.0] * 65], "cardinalities": [1], "n_outputs": 2}
     inputs = batch_of(data)["inputs"]
     assert not inputs["numeric"].any() and not inputs["categorical"].any()
 
@@ -250,8 +268,14 @@ def test_further_columns_are_ignored_in_any_order():
     assert all(torch.equal(plain[name], wider[name]) for name in plain)
 
 
+def test_a_data_frame_is_encoded_like_its_rows():
+    rows = [{"age": 30, "income": 2000, "city": "Bonn"}, {"age": None, "income": 1, "city": "Rom"}]
+    plain, framed = make().encode(rows), make().encode(pd.DataFrame(rows))
+    assert all(torch.equal(plain[name], framed[name]) for name in plain)
+
+
 def test_an_absent_column_is_named():
-    with pytest.raises(ValueError, match=r"row 1 has no column 'income', 'city'"):
+    with pytest.raises(ValueError, match=r"row 2 has no column 'income', 'city'"):
         make().encode([{"age": 30, "income": 1, "city": "Bonn"}, {"age": 30}])
 
 

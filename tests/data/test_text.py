@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from types import SimpleNamespace
@@ -12,28 +13,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quartet.data import text_files, tokenizers
 from quartet.data.memory import MemoryLoader
-from quartet.data.sources import Document, LabelledText, Shakespeare
+from quartet.data.sources import Document, Shakespeare
 from quartet.data.splits import Split
 from quartet.data.text import (
     LanguageModelingData,
-    TextClassificationData,
+    MappedWindows,
+    OwnText,
     Windows,
     contiguous,
-    padded,
+    limited,
+    sample,
     shakespeare,
     shuffled_windows,
     split_documents,
+    token_blocks,
 )
 
 COMMON = {"batch_size": 3, "split": [0.8, 0.1, 0.1], "split_seed": 0, "folds": None, "fold": None, "seed": 0}
 DOCUMENTS = [Document(f"{i}.txt", f"document {i} says {i * i} and {i**3}. " * 4) for i in range(20)]
-ROWS = [
-    LabelledText(f"{label} word{i} of file {file}", label, f"{label}/{file}")
-    for label in ("sport", "news")
-    for file in range(10)
-    for i in range(5)
-]
 
 
 @dataclass
@@ -45,18 +44,10 @@ class Given:
     def documents(self) -> list[Document]:
         return self.content
 
-    def rows(self) -> list[LabelledText]:
-        return self.content
-
 
 def language_model(documents=DOCUMENTS, **settings) -> LanguageModelingData:
     values = {"tokenizer": "char", "vocab_size": 300, "context_length": 8, "order": "shuffled", **COMMON, **settings}
     return LanguageModelingData(source=Given(documents), **values)
-
-
-def classifier(rows=ROWS, **settings) -> TextClassificationData:
-    values = {"tokenizer": "word", "vocab_size": 300, "context_length": 6, **COMMON, **settings}
-    return TextClassificationData(source=Given(rows), **values)
 
 
 def ready(data):
@@ -189,12 +180,10 @@ def test_few_documents_are_split_by_position(n):
 # preprocessing
 
 
-@pytest.mark.parametrize(("make", "items"), [(language_model, DOCUMENTS), (classifier, ROWS)])
-def test_nothing_is_fitted_outside_train(make, items):
-    data = ready(make())
+def test_nothing_is_fitted_outside_train():
+    data = ready(language_model())
     outside = {*data.ids["val"], *data.ids["test"]}
-    name = "name" if make is language_model else "group"
-    changed = ready(make([replace(x, text=x.text + " ÆØ") if getattr(x, name) in outside else x for x in items]))
+    changed = ready(language_model([replace(x, text=x.text + " ÆØ") if x.name in outside else x for x in DOCUMENTS]))
     assert data.ids == changed.ids
     before, after = data.preprocessing(), changed.preprocessing()
     assert before.pop("fingerprint") != after.pop("fingerprint")
@@ -202,73 +191,52 @@ def test_nothing_is_fitted_outside_train(make, items):
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "word", "bpe"])
-@pytest.mark.parametrize(("make", "items"), [(language_model, DOCUMENTS), (classifier, ROWS)])
-def test_a_restored_module_gives_the_same_and_refuses_changed_data(make, items, tokenizer):
-    data = ready(make(tokenizer=tokenizer))
+def test_a_restored_module_gives_the_same_and_refuses_changed_data(tokenizer):
+    data = ready(language_model(tokenizer=tokenizer))
     preprocessing = json.loads(json.dumps(data.preprocessing()))
-    restored = make(tokenizer=tokenizer)
+    restored = language_model(tokenizer=tokenizer)
     restored.restore(preprocessing)
     assert restored.spec == data.spec  # before any data are read
     assert restored.encode(["a text"])["tokens"].tolist() == data.encode(["a text"])["tokens"].tolist()
     for a, b in zip(data.train_dataloader(), ready(restored).train_dataloader(), strict=True):
         assert torch.equal(a["inputs"]["tokens"], b["inputs"]["tokens"]) and torch.equal(a["target"], b["target"])
-    other = make(items[:-1], tokenizer=tokenizer)
+    other = language_model(DOCUMENTS[:-1], tokenizer=tokenizer)
     other.restore(preprocessing)
     with pytest.raises(ValueError, match="the data have changed since the run"):
         other.setup()
 
 
-def test_the_specs():
+def test_the_spec():
     data = ready(language_model())
     assert data.spec.sizes == {"vocab_size": data.tokenizer.vocab_size, "context_length": 8}
     assert data.spec.token_bytes == data.tokenizer.byte_counts
-    labelled = ready(classifier())
-    sizes = {"vocab_size": labelled.tokenizer.vocab_size, "context_length": 6, "n_classes": 2, "pad_id": 0}
-    assert labelled.spec.sizes == sizes
-    assert labelled.spec.classes == ("news", "sport")
-    assert labelled.spec.class_counts == (40, 40)
 
 
-def test_reports_are_plain_and_count():
+def test_a_tokenizer_of_another_run_is_taken_instead_of_a_new_one():
+    other = ready(language_model(tokenizer="word")).preprocessing()
+    data = language_model()
+    assert data.reuse(other) == "tokenizer"
+    assert ready(data).preprocessing()["tokenizer"] == other["tokenizer"]
+    assert language_model().reuse({"spec": {}}) is None
+
+
+def test_the_report_is_plain_and_counts():
     report = json.loads(json.dumps(ready(language_model()).report()))
-    assert report["train"]["documents"] == 16
-    assert report["train"]["bytes_per_token"] == pytest.approx(1, abs=0.02)
-    rows = [*ROWS, replace(ROWS[0], text=ROWS[0].text + "  ")]
-    report = json.loads(json.dumps(ready(classifier(rows)).report()))
-    assert report["duplicates_removed"] == 1
-    assert report["test"]["class_counts"] == {"news": 5, "sport": 5}
-    assert report["train"]["share_at_full_length"] == 0.0
+    train = report["parts"]["train"]
+    assert train["documents"] == 16 and train["unknown_tokens"] == 0
+    assert train["bytes_per_token"] == pytest.approx(1, abs=0.02)
+    assert sum(report["histograms"]["characters of a document"]["counts"]["train"]) == 16
+    assert report["examples"][0]["text"].startswith("document 0 says 0")
 
 
 # inputs for inference
 
 
-def test_the_end_of_a_prompt_and_the_start_of_a_labelled_text_are_kept():
-    prompts = ready(language_model()).encode(["", "document 1 says"])["tokens"]
-    assert prompts.tolist()[0] == [1] + [0] * 7  # <eos>, padded
+def test_the_end_of_a_prompt_is_kept():
     data = ready(language_model())
+    prompts = data.encode(["", "document 1 says"])["tokens"]
+    assert prompts.tolist()[0] == [1] + [0] * 7  # <eos>, padded
     assert data.tokenizer.decode(prompts[1].tolist()) == "t 1 says"
-    labelled = ready(classifier(context_length=2))
-    tokens = labelled.encode(["sport of file"])["tokens"]
-    assert tokens.dtype == torch.int64
-    assert labelled.tokenizer.decode(tokens[0].tolist()) == "sport of"
-
-
-def test_a_batch_is_as_wide_as_its_longest_text():
-    rows = [replace(row, text=row.text + " of file" * (i % 5)) for i, row in enumerate(ROWS)]
-    data = ready(classifier(rows, context_length=20))
-    widths = set()
-    for batch in data.train_dataloader():
-        tokens = batch["inputs"]["tokens"]
-        widths.add(tokens.shape[1])
-        assert tokens.dtype == torch.int64
-        assert bool((tokens[:, -1] != 0).any())
-    assert len(widths) > 1
-
-
-def test_empty_texts_are_one_pad_wide():
-    assert padded([[], []], 0).tolist() == [[0], [0]]
-    assert ready(classifier()).encode([""])["tokens"].tolist() == [[0]]
 
 
 # mistakes
@@ -286,36 +254,20 @@ def test_no_documents_at_all():
         language_model([]).setup()
 
 
-@pytest.mark.parametrize("make", [language_model, classifier])
-def test_fewer_samples_than_a_batch(make):
+def test_fewer_samples_than_a_batch():
     with pytest.raises(ValueError, match=r"data.batch_size=9999 is more than the \d+ training samples"):
-        make(batch_size=9999).setup()
+        language_model(batch_size=9999).setup()
 
 
-@pytest.mark.parametrize("make", [language_model, classifier])
 @pytest.mark.parametrize("split", [[0.8, 0.2], [0.8, 0.1, 0.2], [0, 0.5, 0.5]])
-def test_shares_that_make_no_split(make, split):
+def test_shares_that_make_no_split(split):
     with pytest.raises(ValueError, match=r"data.split must be three shares"):
-        make(split=split).setup()
+        language_model(split=split).setup()
 
 
 def test_an_unknown_order():
     with pytest.raises(ValueError, match=r"data.order must be shuffled or contiguous, not 'sorted'"):
         language_model(order="sorted")
-
-
-def test_a_single_class():
-    with pytest.raises(ValueError, match=r"the training texts have 1 classes \(sport\)"):
-        classifier([row for row in ROWS if row.label == "sport"]).setup()
-
-
-def test_a_label_that_never_trains():
-    # the first row of a group stands for it, so a label that is never first is not spread over the parts
-    group = ready(classifier()).ids["test"][0]
-    last = max(i for i, row in enumerate(ROWS) if row.group == group)
-    rows = [replace(row, label="rare") if i == last else row for i, row in enumerate(ROWS)]
-    with pytest.raises(ValueError, match="no training text has the label rare"):
-        classifier(rows).setup()
 
 
 def test_shakespeare_takes_the_path_of_the_source():
@@ -326,3 +278,202 @@ def test_shakespeare_takes_the_path_of_the_source():
 def test_loaders_are_memory_loaders():
     data = ready(language_model())
     assert all(isinstance(some, MemoryLoader) for some in (data.train_dataloader(), data.test_dataloader()))
+
+
+# the user's own text
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """write(name=text, …) -> the folder; the cache is empty at first."""
+    monkeypatch.setenv("QUARTET_CACHE", str(tmp_path / "cache"))
+
+    def write_files(**texts: str):
+        folder = tmp_path / "corpus"
+        folder.mkdir(exist_ok=True)
+        for name, text in texts.items():
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+        return folder
+
+    return write_files
+
+
+def own(path, **settings) -> OwnText:
+    values = {
+        "path": str(path), "encoding": "utf-8", "normalize": None, "suffixes": [".txt"], "in_memory_mb": 16,
+        "eval_mb": None, "tokenizer": "bpe", "vocab_size": 300, "context_length": 8, "order": "shuffled",
+    }  # fmt: skip
+    return OwnText(**{**values, **COMMON, **settings})
+
+
+LINES = "".join(f"line {i} of many, {i * i} and naïve 天地 {i**3}.\r\n{chr(10) * (i % 3)}" for i in range(400))
+CORPORA = {"one file": {"a": LINES}, "documents": {f"d{i}": LINES[100 * i :] for i in range(12)}}
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "word", "bpe"])
+def test_a_mapped_text_is_the_same_as_one_in_memory(write, monkeypatch, corpus, tokenizer):
+    monkeypatch.setattr(text_files, "BLOCK", 3001)  # bytes: many blocks, characters across their borders
+    folder = write(**CORPORA[corpus])
+    held, mapped = (ready(own(folder, tokenizer=tokenizer, in_memory_mb=mb)) for mb in (16, 0))
+    assert not held.corpus.documents[0].name.startswith("/") and mapped.corpus.in_memory is False
+    assert held.ids == mapped.ids and held.preprocessing() == mapped.preprocessing()
+    for part in ("train", "val", "test"):
+        a, b = held.datasets[part], mapped.datasets[part]
+        assert type(b) is MappedWindows
+        assert a.stream.tolist() == b.stream.tolist()  # type: ignore[attr-defined]
+    for a, b in zip(held.train_dataloader(), mapped.train_dataloader(), strict=True):
+        assert torch.equal(a["inputs"]["tokens"], b["inputs"]["tokens"]) and torch.equal(a["target"], b["target"])
+    assert held.report()["parts"] == mapped.report()["parts"]
+
+
+def test_a_small_text_leaves_no_cache_and_a_large_one_is_tokenised_once(write, tmp_path, monkeypatch, capsys):
+    folder = write(a=LINES)
+    ready(own(folder))
+    assert not (tmp_path / "cache").exists()
+    first = ready(own(folder, in_memory_mb=0))
+    assert "first use of" in capsys.readouterr().out
+    files = sorted(path.name for path in (tmp_path / "cache" / "text").iterdir())
+    assert sorted(name.partition(".")[2] for name in files) == ["lengths", "tokenizer", *["tokens"] * 3]
+    monkeypatch.setattr(tokenizers.BytePairs, "_encode", None)  # nothing is encoded any more
+    monkeypatch.setattr(tokenizers, "fit", None)
+    again = ready(own(folder, in_memory_mb=0))
+    assert again.preprocessing() == first.preprocessing()
+    assert sorted(path.name for path in (tmp_path / "cache" / "text").iterdir()) == files
+    assert "first use of" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"vocab_size": 301},
+        {"tokenizer": "char"},
+        {"split": [0.7, 0.2, 0.1]},
+        {"normalize": "NFKC"},
+        {"folds": 3, "fold": 1},
+    ],
+)
+def test_what_matters_for_the_tokens_makes_others(write, tmp_path, settings):
+    folder = write(a=LINES)
+    ready(own(folder, in_memory_mb=0))
+    before = set((tmp_path / "cache" / "text").glob("*.tokens"))
+    ready(own(folder, in_memory_mb=0, **settings))
+    assert set((tmp_path / "cache" / "text").glob("*.tokens")) > before
+
+
+def test_changed_content_is_seen(write):
+    folder = write(a=LINES)
+    first = ready(own(folder, in_memory_mb=0))
+    write(a=LINES.replace("naïve", "simple"))
+    changed = ready(own(folder, in_memory_mb=0))
+    assert "simple" in changed.tokenizer.decode(changed.datasets["val"].stream.tolist())  # type: ignore[attr-defined]
+    restored = own(folder, in_memory_mb=0)
+    restored.restore(first.preprocessing())
+    with pytest.raises(ValueError, match="the data have changed since the run"):
+        restored.setup()
+
+
+def test_a_restored_module_maps_the_same_tokens_with_and_without_the_cache(write, tmp_path):
+    folder = write(a=LINES)
+    first = ready(own(folder, in_memory_mb=0))
+    for _ in range(2):
+        restored = own(folder, in_memory_mb=0)
+        restored.restore(json.loads(json.dumps(first.preprocessing())))
+        stream = ready(restored).datasets["test"].stream.tolist()  # type: ignore[attr-defined]
+        assert stream == first.datasets["test"].stream.tolist()  # type: ignore[attr-defined]
+        shutil.rmtree(tmp_path / "cache")
+
+
+def test_a_mapped_stream_is_never_moved_as_a_whole(write):
+    data = ready(own(write(a=LINES), in_memory_mb=0))
+    windows = data.datasets["train"]
+    moved = windows.to(torch.device("meta"))  # stands for a GPU
+    assert moved.stream.device.type == "cpu"  # type: ignore[attr-defined]
+    batch = moved.gather(torch.arange(2))
+    assert {x.device.type for x in (batch["inputs"]["tokens"], batch["target"], batch["index"])} == {"meta"}
+
+
+def test_pages_are_given_back_and_come_again(write, monkeypatch):
+    monkeypatch.setattr("quartet.data.text.FORGET_AFTER", 2)
+    windows = ready(own(write(a=LINES), in_memory_mb=0)).datasets["train"]
+    ids = torch.arange(3)
+    first, *others = (windows.gather(ids)["target"] for _ in range(5))
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_large_vocabularies_take_wider_numbers(write):
+    data = own(write(a=LINES), in_memory_mb=0, vocab_size=70_000, tokenizer="word")
+    data.reuse({"tokenizer": {"kind": "word", "pieces": [*map(str, range(70_000)), "line"]}})
+    assert ready(data).datasets["train"].stream.dtype is torch.int32  # type: ignore[attr-defined]
+    assert 70_003 in data.datasets["train"].stream.tolist()  # type: ignore[attr-defined]
+
+
+def test_val_and_test_of_a_large_text_are_limited():
+    split = Split([0.8, 0.1, 0.1], 0)
+    assert limited(split, 10_000_000, None) is split and limited(split, 10_000_000, 1) is split
+    assert limited(split, 100_000_000, 1).shares == pytest.approx([0.98, 0.01, 0.01])
+
+
+def test_a_sample_is_spread_evenly_and_bounded(monkeypatch):
+    monkeypatch.setattr("quartet.data.sources.PIECE", 10)
+    documents = [Document(f"{i}", f"{i} 345678\n" * 10) for i in range(10)]  # 900 characters
+    assert "".join(sample(documents, 10_000)) == "".join(document.text for document in documents)
+    some = list(sample(documents, 300))
+    assert 250 <= sum(map(len, some)) <= 400
+    assert {piece[0] for piece in some} == set("0123456789")
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "word", "bpe"])
+def test_pieces_give_the_tokens_of_the_whole(kind, monkeypatch):
+    monkeypatch.setattr("quartet.data.sources.PIECE", 50)
+    text = "def f(x):\n    return x  # it's\n\n\n" * 9 + "one two  three\tfour \n five'll\n" * 9
+    tokenizer = tokenizers.fit(kind, [text], 300)
+    blocks = token_blocks(tokenizer, [Document("a", text), Document("b", ""), Document("c", "x")])
+    ids = [i for block in blocks for i in block.tolist()]
+    eos = tokenizer.eos_id
+    assert ids == [*tokenizer.encode(text), eos, eos, *tokenizer.encode("x"), eos]
+
+
+def test_repeated_and_empty_documents_are_dropped_and_counted(write):
+    texts = {f"d{i}": LINES[100 * i :] for i in range(12)}
+    folder = write(**texts, repeated=texts["d3"].replace("\r\n", "\n"), empty="")
+    for mb in (16, 0):
+        data = ready(own(folder, in_memory_mb=mb))
+        assert sum(map(len, data.ids.values())) == 12
+        notes = data.report()["notes"]
+        assert "1 repeated documents dropped" in notes and "1 empty documents dropped" in notes
+
+
+def test_a_text_too_short_names_the_file(write):
+    for mb in (16, 0):
+        with pytest.raises(ValueError, match=r"a.txt\[0:4\] has 5 tokens.*smaller data.context_length"):
+            own(write(a="short"), in_memory_mb=mb, tokenizer="char").setup()
+
+
+CHINESE = (
+    "天色漸暗，小船慢慢靠岸。老人把燈掛在門前，孩子們坐在樹下聽他說海上的故事。風停了，水面像鏡子一樣平靜。\n" * 30
+)
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "word", "bpe"])
+def test_chinese_goes_through_every_tokenizer(write, tokenizer):
+    data = ready(own(write(a=CHINESE), tokenizer=tokenizer))
+    stream = data.datasets["train"].stream.tolist()  # type: ignore[attr-defined]
+    assert data.tokenizer.decode(stream) == CHINESE[: round(0.8 * len(CHINESE))]
+    assert data.report()["parts"]["train"]["unknown_tokens"] == 0
+
+
+def test_a_character_model_of_chinese_writes_chinese(compose, write):
+    from quartet.generate import generate
+    from quartet.train import create_and_train
+
+    config = compose(
+        "model=rnn", "data=text", f"data.path={write(a=CHINESE)}", "data.tokenizer=char", "data.context_length=16",
+        "data.batch_size=4", "model.d_hidden=48", "model.d_embedding=48", "model.n_layers=1", "trainer.max_steps=60",
+        "callbacks=none", "logger=none", "callbacks.checkpoint=null",
+    )  # fmt: skip
+    run, result = create_and_train(config)
+    assert result["status"] == "completed"
+    settings = {"max_tokens": 80, "temperature": 0.7, "top_k": 20, "top_p": None}
+    written = "".join(generate(run, prompt="老人", seed=0, **settings))
+    assert len(written) > 40 and set(written) <= set(CHINESE)

@@ -9,6 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from quartet.build import NOTES, START
+
 CONF = pathlib.Path(__file__).parents[2] / "conf" / "model"
 
 
@@ -22,9 +24,9 @@ def conf_values():
     """Constructor values of conf/model/<name>.yaml, without what build.py removes."""
 
     def read(name: str) -> dict:
-        values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+        values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=True)
         assert isinstance(values, dict)
-        return {key: x for key, x in values.items() if key not in ("defaults", "_target_", "accepts", "window_order")}
+        return {key: x for key, x in values.items() if key not in ("defaults", *NOTES, *START)}
 
     return read
 

@@ -10,7 +10,7 @@ from torch import nn
 from quartet.models.image import SmallResNet, TorchvisionClassifier
 
 B, C = 16, 10
-VALUES = {"small_stem": "auto", "dropout": 0.0, "channels_last": True}
+VALUES = {"weights": None, "small_stem": "auto", "dropout": 0.0, "channels_last": True}
 COMPACT = {"widths": [8, 16, 32], "dropout": 0.0, "logit_scale": 0.125, "channels_last": True}
 # one small member of each family of first or last layer, with a picture size that it can read
 FAMILIES = [
@@ -53,6 +53,15 @@ def test_start_of_torchvision_families(name, image_size, in_channels, parameters
     check_start(network, torch.randn(B, in_channels, image_size, image_size), parameters_without_gradient)
 
 
+@pytest.mark.parametrize(("name", "image_size"), [(name, size) for name, size, channels in FAMILIES if channels == 1])
+def test_the_head_is_the_last_layer_of_every_family(name, image_size):
+    network = make(name, image_size)
+    names = [key for key, _ in network.named_parameters()]
+    of_head = {id(p) for p in network.head.parameters()}
+    assert [key for key, p in network.named_parameters() if id(p) in of_head] == names[-len(of_head) :]
+    assert all(p.shape[0] == C for p in network.head.parameters())
+
+
 @pytest.mark.parametrize("image_size", [8, 15, 32])
 @pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize("widths", [[8], [8, 16, 32], [4, 4, 4, 4, 4]])
@@ -62,10 +71,18 @@ def test_start_of_the_compact_network(image_size, in_channels, widths, parameter
 
 
 @pytest.mark.parametrize(
-    ("image_size", "small_stem", "side"), [(8, "auto", 3), (65, "auto", 7), (8, False, 7), (65, True, 3)]
+    ("image_size", "small_stem", "weights", "side"),
+    [
+        (8, "auto", None, 3),
+        (65, "auto", None, 7),
+        (8, False, None, 7),
+        (65, True, None, 3),
+        (8, "auto", "DEFAULT", 7),
+        (8, True, "DEFAULT", 3),
+    ],
 )
-def test_small_pictures_meet_a_small_stem(image_size, small_stem, side):
-    network = make(image_size=image_size, small_stem=small_stem)
+def test_small_pictures_meet_a_small_stem(image_size, small_stem, weights, side):
+    network = make(image_size=image_size, small_stem=small_stem, weights=weights)
     assert network.get_parameter("backbone.conv1.weight").shape == (64, 1, side, side)
 
 
@@ -127,6 +144,10 @@ def test_conf_values_fit_the_constructors(conf_values):
         ({"small_stem": "yes"}, "model.small_stem must be auto, true or false, not 'yes'"),
         ({"name": "vgg11", "small_stem": True}, "model.small_stem=true is for the ResNet family, not vgg11"),
         ({"dropout": 1}, "model.dropout=1 must be a probability"),
+        (
+            {"weights": "BEST"},
+            "model.weights=BEST is unknown: resnet18 has IMAGENET1K_V1, DEFAULT; or name a .pth file",
+        ),
         ({"name": "nothing", "dropout": 1}, "model.dropout.*; model.name"),
         ({"name": "densenet121"}, "model.name=densenet121 cannot work on pictures of 8×8 pixels"),
         ({"name": "vit_b_16", "image_size": 24}, "model.name=vit_b_16 cannot work on pictures of 24×24 pixels"),
@@ -151,6 +172,8 @@ def test_mistakes_with_the_compact_network_are_named(changes, message):
         compact(**changes)
 
 
-@pytest.mark.parametrize("settings", [{}, {"name": 3, "small_stem": None, "dropout": "0", "widths": "wide"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"name": 3, "weights": 3, "small_stem": None, "dropout": "0", "widths": "wide"}]
+)
 def test_missing_keys_and_wrong_types_are_left_to_others(settings):
     assert TorchvisionClassifier.problems(settings) == SmallResNet.problems(settings) == []

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quartet.models.rnn import RNN, LockedDropout, turned_positions
+from quartet.models.dropout import LockedDropout, TokenDropout
+from quartet.models.rnn import RNN, turned_positions
 
 V, T, PAD = 50, 12, 0
-BASE = {"n_layers": 2, "d_embedding": 10, "d_hidden": 16, "dropout": 0.0, "tie_embeddings": True}
+BASE = {"n_layers": 2, "d_embedding": 10, "d_hidden": 16, "dropout": 0.0, "token_dropout": 0.0, "tie_embeddings": True}
 every_cell = pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
 every_pooling = pytest.mark.parametrize("pooling", ["mean", "max", "last"])
 both_directions = pytest.mark.parametrize("bidirectional", [False, True])
@@ -121,6 +122,13 @@ def test_locked_dropout_keeps_one_mask_per_sequence():
     assert torch.equal(dropout.eval()(x), x)
 
 
+def test_token_dropout_takes_whole_positions_and_scales_nothing():
+    dropout, x = TokenDropout(0.5), torch.ones(8, 6, 32)
+    y = dropout(x)
+    assert torch.equal(y, y[..., :1].expand_as(y)) and set(y.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(dropout.eval()(x), x)
+
+
 def test_forget_gate_starts_at_one_and_recurrent_weights_orthogonal():
     cell = make(d_hidden=16).get_submodule("layers.0.ahead")
     bias = cell.get_parameter("bias_ih_l0") + cell.get_parameter("bias_hh_l0")
@@ -131,7 +139,8 @@ def test_forget_gate_starts_at_one_and_recurrent_weights_orthogonal():
 
 def test_tied_embeddings_are_one_parameter_behind_a_projection():
     network = make(tie_embeddings=True, d_embedding=10)
-    assert network.head.weight is network.embedding.weight and network.project.weight.shape == (10, 16)
+    project, last = network.head.children()
+    assert last.weight is network.embedding.weight and project.weight.shape == (10, 16)
 
 
 @pytest.mark.parametrize("network", [make, lambda: classifier(bidirectional=True)])

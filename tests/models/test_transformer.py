@@ -8,7 +8,16 @@ import torch.nn.functional as F
 
 from quartet.models.transformer import Transformer
 
-SIZES = {"n_layers": 2, "n_heads": 4, "n_kv_heads": None, "d_model": 32, "d_ff": 48, "dropout": 0.0, "pooling": "mean"}
+SIZES = {
+    "n_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": None,
+    "d_model": 32,
+    "d_ff": 48,
+    "dropout": 0.0,
+    "token_dropout": 0.0,
+    "pooling": "mean",
+}
 STYLES = {
     "modern": {"positions": "rotary", "norm": "rmsnorm", "norm_position": "pre", "qk_norm": True},
     "gpt2": {"positions": "learned", "norm": "layernorm", "norm_position": "pre", "qk_norm": False},
@@ -96,15 +105,16 @@ def test_grouped_queries_shrink_the_cache():
 
 
 @every_style
-@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "first"])
 def test_padding_does_not_change_a_classifier(style, pooling):
     network, tokens = classifier(style, pooling=pooling), some_tokens(length=7)
     padded = F.pad(tokens, (0, T - 7), value=PAD)
     torch.testing.assert_close(network(padded), network(tokens), rtol=0, atol=1e-12)
 
 
-def test_an_empty_text_has_finite_logits_and_gradients():
-    network = classifier()
+@pytest.mark.parametrize("pooling", ["mean", "max", "first"])
+def test_an_empty_text_has_finite_logits_and_gradients(pooling):
+    network = classifier(pooling=pooling)
     logits = network(torch.full((2, 5), PAD))
     logits.sum().backward()
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
@@ -119,8 +129,9 @@ def test_a_classifier_reads_in_both_directions():
 
 
 @every_style
-def test_dropout_acts_in_training_only(style):
-    network, tokens = make(style, dropout=0.5), some_tokens()
+@pytest.mark.parametrize("kind", ["dropout", "token_dropout"])
+def test_dropout_acts_in_training_only(style, kind):
+    network, tokens = make(style, **{kind: 0.5}), some_tokens()
     assert torch.equal(network(tokens), network(tokens))
     network.train()
     assert not torch.equal(network(tokens), network(tokens))

@@ -63,6 +63,10 @@ class DataModule(LightningDataModule):
     def encode(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """Raw examples without targets to the inputs of the network, for inference."""
 
+    def reuse(self, preprocessing: dict[str, Any]) -> str | None:
+        """Before `setup`: take from another run's preprocessing what its weights depend on. Says what; None: nothing."""
+        return None
+
     # what Lightning and the commands call
     def setup(self, stage: str | None = None) -> None:
         if self.datasets:

@@ -1,8 +1,9 @@
 """Pictures with one label each: held as uint8 in memory, normalised and augmented in batches on the device.
 
 A source is a small object with `load() -> Pictures`; everything after that (split, normalisation, augmentation,
-encoding for inference) is the same for all of them. A source of picture files brings each one to size with `to_uint8`,
-which `ImageData.encode` uses too: a picture looks the same to the network in training and in inference.
+encoding for inference) is the same for all of them, and for the user's own files (`image_files.py`). Each picture file
+is brought to size with `to_uint8`, which `encode` uses too: a picture looks the same to the network in training and in
+inference.
 
 Letters: N pictures, B batch, C channels (1 grey, 3 RGB), H, W height and width of a raw picture, S side in pixels.
 """
@@ -11,29 +12,53 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from quartet.data.augment import Augment
 from quartet.data.base import DataModule
-from quartet.data.memory import Samples
+from quartet.data.memory import Dataset, Samples
+from quartet.data.report import class_table
 from quartet.data.spec import Spec
 
 MODES = {1: "L", 3: "RGB"}  # channels -> PIL mode
 
 
+class Examples(Protocol):
+    """Labelled pictures of one size, in memory or not."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) places in `classes`."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """C and S."""
+        ...
+
+    def histogram(self) -> np.ndarray: ...
+    def dataset(self) -> Dataset: ...
+
+
 @dataclass(frozen=True)
 class Pictures:
-    """`images` (N, C, S, S) uint8, `labels` (N,) places in `classes`."""
+    """`images` (N, C, S, S) uint8, `labels` (N,) places in `classes`, `given` (N,) the official part of each, if any."""
 
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
+    given: np.ndarray | None = None
 
     def __post_init__(self):
         assert self.images.dtype == np.uint8 and self.images.ndim == 4, "pictures are (N, C, S, S) uint8"
@@ -42,16 +67,27 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        return self.images.shape[1], self.images.shape[3]
+
     def take(self, ids: Sequence[int]) -> Pictures:
         return Pictures(self.images[ids], self.labels[ids], self.classes)
 
-    def class_counts(self) -> list[int]:
-        return np.bincount(self.labels, minlength=len(self.classes)).tolist()
+    def histogram(self) -> np.ndarray:
+        """(C, 256): how many pixels of each channel have each value."""
+        return sum(
+            (histogram(self.images[i : i + 1024]) for i in range(0, len(self), 1024)), histogram(self.images[:0])
+        )
+
+    def dataset(self) -> Samples:
+        return Samples({"image": torch.from_numpy(self.images)}, torch.from_numpy(self.labels.astype(np.int64)))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
-        digest.update(self.images.tobytes())
+        digest.update(np.ascontiguousarray(self.images).data)
         digest.update(self.labels.astype("<i8").tobytes())
+        digest.update(b"" if self.given is None else " ".join(self.given).encode())
         return digest.hexdigest()
 
 
@@ -71,54 +107,53 @@ class Digits:
         return Pictures(images[:, None], digits.target, tuple(map(str, digits.target_names)))
 
 
-class ImageData(DataModule):
-    """Pictures of a source, split by class; mean and standard deviation per channel come from the training part.
+class PictureData(DataModule):
+    """Labelled pictures; mean and standard deviation per channel come from the training part, which alone is augmented.
 
-    Training pictures are moved by up to `shift` pixels and, with `flip`, mirrored half of the time. The randomness is
-    torch's global generator of the device: a run that restores its state sees the same augmentation again.
+    Subclasses `read` them.
     """
 
-    def __init__(
-        self,
-        *,
-        source: PictureSource,
-        shift: int,
-        flip: bool,
-        **common: Any,
-    ):
+    def __init__(self, *, augment: Augment, **common: Any):
         super().__init__(**common)
-        self.source, self.shift, self.flip = source, shift, flip
-        self._class_counts: dict[str, list[int]] = {}
+        self.augment = augment
+        self._class_counts: dict[str, Sequence[int]] = {}
+        self._notes: list[str] = []  # what reading left out, for the report
 
-    def read(self) -> tuple[dict[str, Pictures], str]:
-        pictures = self.source.load()
-        self.ids = self.split.assign(len(pictures), labels=pictures.labels)
-        parts = {part: pictures.take(ids) for part, ids in self.ids.items()}
-        self._class_counts = {part: x.class_counts() for part, x in parts.items()}
-        return parts, pictures.fingerprint()
+    @staticmethod
+    def problems(settings: dict[str, Any]) -> list[str]:
+        """What is wrong with these `conf/data` values, one sentence each; keys may be missing."""
+        return Augment.problems(settings["augment"]) if isinstance(settings.get("augment"), dict) else []
 
-    def fit(self, train: Pictures) -> dict[str, Any]:
-        mean, std = channel_statistics(train.images)
-        _, channels, _, size = train.images.shape
+    @abstractmethod
+    def read(self) -> tuple[dict[str, Examples], str]: ...
+
+    def fit(self, train: Examples) -> dict[str, Any]:
+        channels, size = train.sizes
+        mean, std = channel_statistics(train.histogram())
         spec = Spec(
             sizes={"in_channels": channels, "image_size": size, "n_classes": len(train.classes)},
             classes=train.classes,
-            class_counts=tuple(train.class_counts()),
+            class_counts=tuple(class_counts(train)),
         )
         return {"spec": spec.to_json(), "mean": mean, "std": std}
 
     def use(self, preprocessing: dict[str, Any]) -> None:
         size = self.spec.sizes["image_size"]
-        if not 0 <= self.shift < size:
-            raise ValueError(f"data.shift={self.shift} must be 0 … {size - 1} pixels for pictures of {size}×{size}")
+        if self.augment.crop >= size:
+            raise ValueError(
+                f"data.augment.crop={self.augment.crop} must be 0 … {size - 1} pixels for pictures of {size}×{size}"
+            )
         self.mean = torch.tensor(preprocessing["mean"])[:, None, None]  # (C, 1, 1)
         self.std = torch.tensor(preprocessing["std"])[:, None, None]
 
-    def encode_split(self, examples: Pictures) -> Samples:
-        return Samples({"image": torch.from_numpy(examples.images)}, torch.from_numpy(examples.labels.astype(np.int64)))
+    def encode_split(self, examples: Examples) -> Dataset:
+        return examples.dataset()
 
     def encode(self, examples: list[Any]) -> dict[str, Tensor]:
-        """PIL pictures or uint8 arrays (H, W) or (H, W, 1|3|4) of any size -> {"image": (B, C, S, S) normalised}."""
+        """Pictures of any size -> {"image": (B, C, S, S) normalised}.
+
+        A picture is a PIL picture, a uint8 array (H, W) or (H, W, 1|3|4), or the path of a picture file.
+        """
         channels, size = self.spec.sizes["in_channels"], self.spec.sizes["image_size"]
         images = np.zeros((len(examples), channels, size, size), dtype=np.uint8)
         for i, picture in enumerate(examples):
@@ -126,15 +161,11 @@ class ImageData(DataModule):
         return {"image": self.normalise(torch.from_numpy(images))}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        image = batch["inputs"]["image"]  # (B, C, S, S) uint8
-        if self.trainer is not None and self.trainer.training:
-            image = self.augment(image)
-        return {**batch, "inputs": {"image": self.normalise(image)}}
-
-    def augment(self, images: Tensor) -> Tensor:
-        if self.shift:
-            images = random_shift(images, self.shift)
-        return random_flip(images) if self.flip else images
+        images = batch["inputs"]["image"]  # (B, C, S, S) uint8
+        training = self.trainer is not None and self.trainer.training
+        images = self.normalise(self.augment.raw(images) if training else images)
+        batch = {**batch, "inputs": {"image": images}}
+        return self.augment.normalised(batch) if training else batch
 
     def normalise(self, images: Tensor) -> Tensor:
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
@@ -145,57 +176,76 @@ class ImageData(DataModule):
         images = self.datasets[part].gather(torch.as_tensor(ids, dtype=torch.int64))["inputs"]["image"]
         return images.permute(0, 2, 3, 1).cpu().numpy()
 
+    def labels(self, part: str, ids: Sequence[int]) -> list[int]:
+        """The classes of these pictures, as places in `spec.classes`."""
+        return self.datasets[part].gather(torch.as_tensor(ids, dtype=torch.int64))["target"].tolist()
+
     def report(self) -> dict[str, Any]:
-        fitted = self.preprocessing()
+        """In the shape of `quartet.data.report`."""
+        sizes, fitted = self.spec.sizes, self.preprocessing()
+        mean, std = (", ".join(f"{value:.3f}" for value in fitted[name]) for name in ("mean", "std"))
+        side, colours = sizes["image_size"], "grey" if sizes["in_channels"] == 1 else "in colour"
         return {
-            "samples": {part: len(ids) for part, ids in self.ids.items()},
-            "class_counts": self._class_counts,
-            "mean": fitted["mean"],
-            "std": fitted["std"],
+            "parts": {part: {"samples": len(ids)} for part, ids in self.ids.items()},
+            "classes": class_table(self.spec.classes, self._class_counts),
+            "notes": [f"{side}×{side} pixels, {colours}; of white, mean {mean}, deviation {std}", *self._notes],
         }
 
 
-def channel_statistics(images: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of (N, C, S, S) uint8, as shares of 255; a constant channel gets 1.
+class ImageData(PictureData):
+    """The pictures of a source, split by class; official parts are kept."""
+
+    def __init__(self, *, source: PictureSource, **common: Any):
+        super().__init__(**common)
+        self.source = source
+
+    def read(self) -> tuple[dict[str, Examples], str]:
+        pictures = self.source.load()
+        self.ids = self.split.assign(len(pictures), labels=pictures.labels, given=pictures.given)
+        parts: dict[str, Examples] = {part: pictures.take(ids) for part, ids in self.ids.items()}
+        self._class_counts = {part: class_counts(x) for part, x in parts.items()}
+        return parts, pictures.fingerprint()
+
+
+def class_counts(examples: Examples) -> list[int]:
+    return np.bincount(examples.labels, minlength=len(examples.classes)).tolist()
+
+
+def histogram(images: np.ndarray) -> np.ndarray:
+    """(N, C, S, S) uint8 -> (C, 256): how many pixels of each channel have each value."""
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in images.swapaxes(0, 1)])
+
+
+def channel_statistics(counts: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel from its histogram (C, 256), in units of 255; a constant one gets 1.
 
     Counted in integers, so the result is exact and the same on every machine.
     """
     means, stds = [], []
-    for c in range(images.shape[1]):
-        counts = np.bincount(images[:, c].ravel(), minlength=256)
-        n, total = int(counts.sum()), int(counts @ np.arange(256))
-        squares = int(counts @ np.arange(256) ** 2)
+    for of_channel in counts:
+        n, total, squares = (int(of_channel @ np.arange(256) ** power) for power in (0, 1, 2))
         means.append(total / n / 255)
         stds.append(math.sqrt(n * squares - total**2) / n / 255 or 1.0)
     return means, stds
 
 
-def random_shift(images: Tensor, pixels: int) -> Tensor:
-    """Each picture of (B, C, S, S) moved by -pixels … pixels in both directions; what is uncovered is black."""
-    B, C, S, device = *images.shape[:3], images.device
-    padded = F.pad(images, (pixels,) * 4)
-    top, left = torch.randint(2 * pixels + 1, (2, B, 1), device=device)
-    row, column = top + torch.arange(S, device=device), left + torch.arange(S, device=device)  # (B, S) each
-    rows = padded.gather(2, row[:, None, :, None].expand(B, C, S, S + 2 * pixels))
-    return rows.gather(3, column[:, None, None, :].expand(B, C, S, S))
-
-
-def random_flip(images: Tensor) -> Tensor:
-    """Each picture of (B, C, S, S) mirrored left to right with probability one half."""
-    mirror = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-    return torch.where(mirror, images.flip(-1), images)
-
-
 def to_uint8(picture: Any, channels: int, size: int) -> np.ndarray:
-    """A PIL picture or uint8 array (H, W) or (H, W, 1|3|4) to (C, S, S) uint8: upright, grey or RGB, a centred square.
+    """A picture to (C, S, S) uint8: upright, grey or RGB, what is transparent on white, a centred square.
 
-    Raises ValueError for arrays of another type or shape.
+    It is a PIL picture, a uint8 array (H, W) or (H, W, 1|3|4), or the path of a picture file; of an animation the first
+    frame counts. Raises ValueError for arrays of another type or shape, OSError for files that cannot be read.
     """
     from PIL import Image, ImageOps
 
+    if isinstance(picture, str | os.PathLike):
+        with Image.open(picture) as opened:
+            opened.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at half, a quarter, … of its size
+            return to_uint8(opened, channels, size)
     upright = ImageOps.exif_transpose(picture if isinstance(picture, Image.Image) else _from_array(picture))
-    if upright.mode.startswith("I;16"):  # PIL would cut 16-bit values off at 255
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.mode.startswith("I"):  # 16 bits; PIL would cut their values off at 255
+        upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
+    if upright.has_transparency_data:
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
     square = ImageOps.fit(upright.convert(MODES[channels]), (size, size), method=Image.Resampling.BILINEAR)
     return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
 

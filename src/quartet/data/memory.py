@@ -86,10 +86,19 @@ class MemoryLoader:
         return n // self.global_batch_size if self.drop_last else -(-n // self.global_batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches(self._remaining()):
+            last = self.step + 1 == len(self)
+            # moved before the batch is handed out: a consumer that counts batches never asks for the end
+            self.seek(self.epoch + last, 0 if last else self.step + 1)
+            yield batch
+
+    def batches(self, ids: Iterator[Tensor]) -> Iterator[Batch]:
+        """A batch for each row of sample ids, in their order."""
+        return map(self.dataset.gather, ids)
+
+    def _remaining(self) -> Iterator[Tensor]:
+        """The sample ids of this rank's batches, from here to the end of the epoch."""
         ids = self.order(self.epoch)
         for step in range(self.step, len(self)):
-            last = step + 1 == len(self)
-            # moved before the batch is handed out: a consumer that counts batches never asks for the end
-            self.seek(self.epoch + last, 0 if last else step + 1)
             start = step * self.global_batch_size
-            yield self.dataset.gather(ids[start : start + self.global_batch_size][self.rank :: self.world])
+            yield ids[start : start + self.global_batch_size][self.rank :: self.world]

@@ -11,10 +11,12 @@ import os
 import sysconfig
 import tempfile
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+PIECE = 2**16  # characters of a text encoded at a time
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,40 @@ class Document:
     name: str
     text: str
 
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def span(self, first: int, last: int) -> Document:
+        """These characters; the name says which."""
+        return Document(f"{self.name}[{first}:{last}]", self.text[first:last])
+
+    def pieces(self) -> Iterator[str]:
+        """The text in pieces that can be encoded one by one."""
+        return cut(self.text, PIECE)
+
+
+class AnyDocument(Protocol):
+    """What a data module asks of a document, in memory or not; the length is in characters."""
+
+    @property
+    def name(self) -> str: ...
+    def __len__(self) -> int: ...
+    def span(self, first: int, last: int) -> AnyDocument: ...
+    def pieces(self) -> Iterator[str]: ...
+
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A text with its class; texts of one `group` (the file they come from) stay in one part of the split."""
+    """A text with its class; texts of one `group` (the file they come from) stay in one part of the split.
+
+    `part` is train, val or test where the data say so; `where` is for people: a file and a line.
+    """
 
     text: str
     label: str
-    group: str
+    group: str | None = None
+    part: str | None = None
+    where: str = ""
 
 
 class DocumentSource(Protocol):
@@ -152,6 +180,30 @@ def unique(documents: list[Document]) -> list[Document]:
     for document in documents:
         first.setdefault(document.text, document)
     return list(first.values())
+
+
+def cut(text: str, size: int) -> Iterator[str]:
+    """Pieces of at most `size` characters, cut where no tokenizer of ours joins anything; nothing for an empty text."""
+    start = 0
+    while len(text) - start > size:
+        end = border(text, start, start + size)
+        yield text[start:end]
+        start = end
+    if start < len(text):
+        yield text[start:]
+
+
+def border(text: str, start: int, stop: int) -> int:
+    """The last place up to `stop` (< length) to cut at: after a line end or before a space that stands between signs.
+
+    A text without such a place, as of 64,000 ideographs without a line end, is cut at `stop`.
+    """
+    for sign, behind in (("\n", 1), (" ", 0)):
+        place = stop
+        while (place := text.rfind(sign, start + 1, place)) > 0:
+            if not text[place - 1].isspace() and not text[place + 1].isspace():
+                return place + behind
+    return stop
 
 
 def snippets(text: str, lines: int) -> list[str]:

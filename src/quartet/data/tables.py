@@ -1,8 +1,8 @@
 """Tables: numeric and categorical columns, a class or a number to predict.
 
-A source is a small object with `load() -> Table`; everything after that (split, scaling, numbering of categories,
-encoding for inference) is the same for all of them. Where a source has no value it gives NaN in a numeric column
-(infinity counts as missing too) and None in a categorical one.
+A source inside a library is a small object with `load() -> Table`; files are read in `table_files`. Scaling, numbering
+of categories and encoding for inference are the same for all of them. Where a source has no value it gives NaN in a
+numeric column (infinity counts as missing too) and None in a categorical one.
 
 Letters: M rows, N numeric columns, K categorical columns.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -23,9 +24,12 @@ from torch import Tensor
 
 from quartet.data.base import DataModule
 from quartet.data.memory import Samples
+from quartet.data.report import class_table, histogram
 from quartet.data.spec import Spec
+from quartet.data.splits import SPLITS
 
 MAX_QUANTILES = 1000  # points kept for each column of quantile scaling; more hardly change it (scikit-learn's default)
+N_BINS = 64  # equal shares of the training rows between the points that a network may make bins of
 
 
 @dataclass(frozen=True)
@@ -92,34 +96,28 @@ class EmbeddedTable:
         return Table(columns, categorical, table.target, "progression" if codes else "class", classes)
 
 
-class TableData(DataModule):
-    """Rows of a source, split by class where there are classes; scaling and categories come from the training part.
+class Tabular(DataModule):
+    """Rows scaled and numbered for the network; scaling and categories come from the training part.
 
     `scaling` is for the numeric columns: "standard" (mean 0, standard deviation 1), "minmax" (0 … 1 in training) or
     "quantile" (to a normal distribution through the training quantiles). A missing number becomes the training mean;
     categories that are missing or were not seen in training share slot 0. A regression target is standardised.
+    Subclasses say where the rows come from (`read`).
     """
 
-    def __init__(self, *, source: TableSource, scaling: str, **common: Any):
+    def __init__(self, *, scaling: str, **common: Any):
         super().__init__(**common)
         if scaling not in SCALINGS:
             raise ValueError(f"data.scaling must be one of {', '.join(SCALINGS)}, not {scaling!r}")
-        self.source, self.scaling = source, scaling
-        self._class_counts: dict[str, list[int]] = {}
-
-    def read(self) -> tuple[dict[str, Table], str]:
-        table = self.source.load()
-        labels = table.target if table.classes else None
-        self.ids = self.split.assign(len(table), labels=labels)
-        parts = {part: table.take(ids) for part, ids in self.ids.items()}
-        self._class_counts = {part: x.class_counts() for part, x in parts.items()}
-        return parts, table.fingerprint()
+        self.scaling = scaling
+        self._class_counts: dict[str, Sequence[int]] = {}
 
     def fit(self, train: Table) -> dict[str, Any]:
         numeric = [{"column": name, **fit_scaling(x, self.scaling)} for name, x in train.numeric.items()]
         categorical = [{"column": name, "categories": _categories(x)} for name, x in train.categorical.items()]
         sizes = {
             "n_numeric": len(numeric),
+            "quantiles": [_quantile_points(scale(train.numeric[fitted["column"]], fitted)) for fitted in numeric],
             "cardinalities": [1 + len(column["categories"]) for column in categorical],
             "n_outputs": len(train.classes) or 1,
         }
@@ -133,24 +131,30 @@ class TableData(DataModule):
 
     @property
     def columns(self) -> list[str]:
-        """What a row must have, numeric columns first, in the order of the network's inputs."""
+        """What a row must have."""
         return [fitted["column"] for fitted in (*self.numeric, *self.categorical)]
 
     def encode_split(self, examples: Table) -> Samples:
         return Samples(self._inputs(examples.numeric, examples.categorical, len(examples)), self._target(examples))
 
-    def encode(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Rows as column -> value; None, NaN and "" are missing values, other columns are ignored.
+    def encode(self, examples: Any) -> dict[str, Tensor]:
+        """Rows as a list of column -> value, or as a pandas DataFrame; None, NaN and "" are missing values.
 
-        Raises ValueError where a row lacks a column or a number cannot be read.
+        Columns are found by name, others are ignored. Raises ValueError where a row lacks a column or a number cannot be
+        read.
         """
-        for i, row in enumerate(examples):
-            absent = [repr(name) for name in self.columns if name not in row]
-            if absent:
-                raise ValueError(f"row {i} has no column {', '.join(absent)}; give an empty value where it is unknown")
+        if hasattr(examples, "to_dict"):
+            examples = examples.to_dict("records")
+        self._check_columns(examples)
         numeric = {x["column"]: np.array([_number(row, x["column"]) for row in examples]) for x in self.numeric}
         categorical = {x["column"]: [category(row[x["column"]]) for row in examples] for x in self.categorical}
         return self._inputs(numeric, categorical, len(examples))
+
+    def _check_columns(self, rows: list[dict[str, Any]]) -> None:
+        for i, row in enumerate(rows, start=1):
+            absent = [repr(name) for name in self.columns if name not in row]
+            if absent:
+                raise ValueError(f"row {i} has no column {', '.join(absent)}; give an empty value where it is unknown")
 
     def _target(self, examples: Table) -> Tensor:
         spec = self.spec
@@ -168,11 +172,53 @@ class TableData(DataModule):
         return {"numeric": torch.from_numpy(numbers), "categorical": torch.from_numpy(slots)}
 
     def report(self) -> dict[str, Any]:
+        """In the shape of `quartet.data.report`."""
         spec = self.spec
-        report = {"samples": {part: len(ids) for part, ids in self.ids.items()}, "columns": self.columns}
+        report: dict[str, Any] = {"parts": {part: {"samples": len(ids)} for part, ids in self.ids.items()}}
         if spec.classes:
-            return {**report, "class_counts": self._class_counts}
-        return {**report, "target_mean": spec.target_mean, "target_std": spec.target_std}
+            report["classes"] = class_table(spec.classes, self._class_counts)
+        else:
+            datasets: dict[str, Any] = self.datasets
+            targets = {part: datasets[part].target.cpu() * spec.target_std + spec.target_mean for part in SPLITS}
+            report["histograms"] = {self.preprocessing()["target"]: histogram(targets)}
+        return {**report, **self.describe()}
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What the report says of columns (of all parts), notes and examples."""
+
+
+class TableData(Tabular):
+    """Rows of a source inside a library, split by class where there are classes."""
+
+    def __init__(self, *, source: TableSource, **common: Any):
+        super().__init__(**common)
+        self.source = source
+
+    def read(self) -> tuple[dict[str, Table], str]:
+        table = self.source.load()
+        labels = table.target if table.classes else None
+        self.ids = self.split.assign(len(table), labels=labels)
+        parts = {part: table.take(ids) for part, ids in self.ids.items()}
+        self._class_counts = {part: x.class_counts() for part, x in parts.items()}
+        self._table = table
+        return parts, table.fingerprint()
+
+    def describe(self) -> dict[str, Any]:
+        kinds = {"numeric": self._table.numeric, "categorical": self._table.categorical}
+        return {
+            "columns": [
+                {
+                    "column": name,
+                    "kind": kind,
+                    "missing": sum(x is None or x != x for x in values.tolist()) / len(values),
+                    "distinct": len({x for x in values.tolist() if x is not None and x == x}),
+                }
+                for kind, columns in kinds.items()
+                for name, values in columns.items()
+            ],
+            "notes": [],
+        }
 
 
 def _target_facts(train: Table) -> dict[str, Any]:
@@ -228,6 +274,11 @@ SCALINGS = {
     "minmax": (_minmax, ("offset", "width")),
     "quantile": (_quantile, ("quantiles", "scores")),
 }
+
+
+def _quantile_points(scaled: np.ndarray) -> list[float]:
+    """Where each 64th of the training rows ends, from the smallest to the largest scaled value."""
+    return np.quantile(scaled, np.linspace(0, 1, N_BINS + 1)).tolist()
 
 
 def fit_scaling(values: np.ndarray, scaling: str) -> dict[str, Any]:

@@ -1,13 +1,18 @@
-"""Text: a stream of tokens cut into windows for language modelling, labelled texts for classification.
+"""Text for language modelling: documents become a stream of tokens, which is cut into windows.
 
 Letters: B batch, T time (tokens), N samples, L tokens of a stream.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+import importlib.metadata
+import json
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -15,14 +20,46 @@ from torch import Tensor
 
 from quartet.data import tokenizers
 from quartet.data.base import DataModule
-from quartet.data.memory import Batch, Order, Samples, generator, sequential
-from quartet.data.sources import Document, DocumentSource, LabelledSource, LabelledText, Shakespeare, fingerprint
+from quartet.data.memory import Batch, Order, generator, sequential
+from quartet.data.report import histogram
+from quartet.data.sources import AnyDocument, DocumentSource, Shakespeare, fingerprint
 from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS, Split
+from quartet.data.text_files import Reading, TextFiles, cache_key, cached, text_cache
 from quartet.data.tokenizers import Tokenizer
 
+FIT_CHARACTERS = 2**25  # a tokenizer is fitted on about this many; more take longer and hardly change it
+BATCH = 32  # pieces encoded at a time: some 2 MB of text
+CHUNK = 2**20  # tokens counted at a time
+EXAMPLE, N_EXAMPLES = 300, 3  # characters of each of the first training documents shown in the report
+FORGET_AFTER = 64  # batches read from a mapped file before its pages are given back
 
-class LanguageModelingData(DataModule):
+
+class TextData(DataModule):
+    """What all text shares: a tokenizer, fitted on the training part or taken from another run, and a context length."""
+
+    tokenizer: Tokenizer
+
+    def __init__(self, *, tokenizer: str, vocab_size: int, context_length: int, **common: Any):
+        super().__init__(**common)
+        self.tokenizer_kind, self.vocab_size, self.context_length = tokenizer, vocab_size, context_length
+        self._taken: dict[str, Any] | None = None
+
+    def reuse(self, preprocessing: dict[str, Any]) -> str | None:
+        """The embedding of a network means nothing without its tokenizer."""
+        self._taken = preprocessing.get("tokenizer")
+        return "tokenizer" if self._taken else None
+
+    def fit_tokenizer(self, texts: Iterable[str]) -> Tokenizer:
+        if self._taken:
+            return tokenizers.from_json(self._taken)
+        return tokenizers.fit(self.tokenizer_kind, texts, self.vocab_size)
+
+    def use(self, preprocessing: dict[str, Any]) -> None:
+        self.tokenizer = tokenizers.from_json(preprocessing["tokenizer"])
+
+
+class LanguageModelingData(TextData):
     """Windows of `context_length` tokens from a stream of documents; the target is the token that follows each token.
 
     Documents are split as wholes; where they are too few for that, each is split by position: its beginning trains. The
@@ -34,41 +71,41 @@ class LanguageModelingData(DataModule):
     batch holds the first of them). What remains at the end of a part, less than one window, is left out.
     """
 
-    tokenizer: Tokenizer
-
-    def __init__(
-        self,
-        *,
-        source: DocumentSource,
-        tokenizer: str,
-        vocab_size: int,
-        context_length: int,
-        order: str,
-        **common: Any,
-    ):
-        super().__init__(**common)
+    def __init__(self, *, source: DocumentSource, order: str, **settings: Any):
+        super().__init__(**settings)
         if order not in ("shuffled", "contiguous"):
             raise ValueError(f"data.order must be shuffled or contiguous, not {order!r}")
-        self.source, self.tokenizer_kind, self.vocab_size = source, tokenizer, vocab_size
-        self.context_length, self.order = context_length, order
+        self.source, self.order = source, order
+        self._lengths: dict[str, list[int]] = {}
+        self._examples: list[dict[str, str]] = []
 
-    def read(self) -> tuple[dict[str, list[Document]], str]:
+    def read(self) -> tuple[dict[str, list[Any]], str]:
         documents = self.source.documents()
-        parts = split_documents(documents, self.split)
-        self.ids = {part: [document.name for document in parts[part]] for part in SPLITS}
+        parts = self._split(documents, self.split)
         return parts, fingerprint(value for document in documents for value in (document.name, document.text))
 
-    def fit(self, train: list[Document]) -> dict[str, Any]:
-        tokenizer = tokenizers.fit(self.tokenizer_kind, [document.text for document in train], self.vocab_size)
+    def _split(self, documents: Sequence[AnyDocument], split: Split) -> dict[str, list[Any]]:
+        parts = split_documents(documents, split)
+        self.ids = {part: [document.name for document in parts[part]] for part in SPLITS}
+        self._lengths = {part: [len(document) for document in parts[part]] for part in SPLITS}
+        self._examples = [
+            {"document": document.name, "text": next(document.pieces(), "")[:EXAMPLE]}
+            for document in parts["train"][:N_EXAMPLES]
+        ]
+        return parts
+
+    def fit(self, train: list[AnyDocument]) -> dict[str, Any]:
+        tokenizer = self.fit_documents(train)
         sizes = {"vocab_size": tokenizer.vocab_size, "context_length": self.context_length}
         spec = Spec(sizes=sizes, token_bytes=tokenizer.byte_counts)
         return {"tokenizer": tokenizer.to_json(), "spec": spec.to_json()}
 
-    def use(self, preprocessing: dict[str, Any]) -> None:
-        self.tokenizer = tokenizers.from_json(preprocessing["tokenizer"])
+    def fit_documents(self, train: list[AnyDocument]) -> Tokenizer:
+        return self.fit_tokenizer(sample(train, FIT_CHARACTERS))
 
-    def encode_split(self, examples: list[Document]) -> Windows:
-        return Windows(token_stream(self.tokenizer, examples), self.context_length)
+    def encode_split(self, examples: list[AnyDocument]) -> Windows:
+        stream = torch.from_numpy(np.concatenate([np.empty(0, np.int32), *token_blocks(self.tokenizer, examples)]))
+        return Windows(stream, self.context_length, name_of(examples))
 
     def encode(self, examples: list[str]) -> dict[str, Tensor]:
         """The last T tokens of each text, (N, ≤ T), shorter ones padded at the end; an empty text is a lone <eos>."""
@@ -86,33 +123,104 @@ class LanguageModelingData(DataModule):
         return lambda epoch: order(epoch) * self.context_length
 
     def report(self) -> dict[str, Any]:
-        return {part: self._report_part(part) for part in SPLITS}
+        """In the shape of `quartet.data.report`."""
+        several = len(self._lengths["train"]) > 1
+        return {
+            "parts": {part: self._report_part(part) for part in SPLITS},
+            "histograms": {"characters of a document": histogram(self._lengths)} if several else {},
+            "notes": [],
+            "examples": self._examples,
+        }
 
     def _report_part(self, part: str) -> dict[str, Any]:
         windows: Any = self.datasets[part]
-        n_bytes = int(torch.tensor(self.tokenizer.byte_counts)[windows.stream.cpu()].sum())
+        counts = windows.token_counts(self.tokenizer.vocab_size)
+        n_bytes = int(counts @ torch.tensor(self.tokenizer.byte_counts))
+        unknown = self.tokenizer.unknown_id
         return {
+            "samples": len(windows),
             "documents": len(self.ids[part]),
             "tokens": len(windows.stream),
-            "windows": len(windows),
             "bytes_per_token": round(n_bytes / len(windows.stream), 3),
-            "unknown_tokens": int((windows.stream == (self.tokenizer.unknown_id or -1)).sum()),
+            "unknown_tokens": 0 if unknown is None else int(counts[unknown]),
         }
+
+
+class OwnText(LanguageModelingData):
+    """The user's own text: a file, a folder or a glob.
+
+    Up to `in_memory_mb` megabytes are held in memory. A larger text is tokenised once, into the token cache, and mapped
+    from there; its tokenizer is fitted on a sample. Of a text of many megabytes the shares of val and test are cut to
+    `eval_mb` megabytes each (None: never), and the rest trains.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        encoding: str,
+        normalize: str | None,
+        suffixes: list[str],
+        in_memory_mb: float,
+        eval_mb: float | None,
+        **settings: Any,
+    ):
+        self.files = TextFiles(path, Reading(encoding, normalize), list(suffixes), in_memory_mb)
+        super().__init__(source=self.files, **settings)
+        self.eval_mb = eval_mb
+
+    def read(self) -> tuple[dict[str, list[Any]], str]:
+        self.corpus = self.files.load()
+        parts = self._split(self.corpus.documents, limited(self.split, self.corpus.n_bytes, self.eval_mb))
+        return parts, self.corpus.fingerprint
+
+    def fit_documents(self, train: list[AnyDocument]) -> Tokenizer:
+        if self.corpus.in_memory:
+            return super().fit_documents(train)
+
+        def write(file: BinaryIO) -> None:
+            print(f"first use of {self.files}: tokenising it into {text_cache()}; minutes, once", flush=True)
+            file.write(json.dumps(super(OwnText, self).fit_documents(train).to_json()).encode())
+
+        facts = (self.tokenizer_kind, self.vocab_size, FIT_CHARACTERS, self._taken)
+        return tokenizers.from_json(json.loads(cached(self._key("tokenizer", train, *facts), write).read_bytes()))
+
+    def encode_split(self, examples: list[AnyDocument]) -> Windows:
+        if self.corpus.in_memory:
+            return super().encode_split(examples)
+        dtype = torch.uint16 if self.tokenizer.vocab_size <= 2**16 else torch.int32
+
+        def write(file: BinaryIO) -> None:
+            for tokens in token_blocks(self.tokenizer, examples):
+                file.write(torch.from_numpy(tokens).to(dtype).numpy().tobytes())
+
+        path = cached(self._key("tokens", examples, self.tokenizer.to_json()), write)
+        return MappedWindows(path, dtype, self.context_length, name_of(examples))
+
+    def _key(self, kind: str, documents: list[AnyDocument], *facts: Any) -> str:
+        """Of a file in the cache: which characters of which content, the settings, the library that merges byte pairs."""
+        spans = [document.name for document in documents]
+        return cache_key(kind, self.corpus.fingerprint, spans, importlib.metadata.version("tokenizers"), *facts)
+
+    def report(self) -> dict[str, Any]:
+        corpus, report = self.corpus, super().report()
+        notes = [
+            f"{corpus.n_bytes:,} bytes of text, {'held in memory' if corpus.in_memory else 'mapped from the cache'}"
+        ]
+        notes += [f"{corpus.n_repeated} repeated documents dropped"] * (corpus.n_repeated > 0)
+        notes += [f"{corpus.n_empty} empty documents dropped"] * (corpus.n_empty > 0)
+        return {**report, "notes": [*notes, *report["notes"]]}
 
 
 class Windows:
     """Windows of T tokens of a stream (L,) and the tokens that follow; the id of a window is the position of its start.
 
     The stream is a ring: a window that starts near the end goes on at the beginning, so that an epoch may start
-    anywhere and still see (L - 1) // T windows, each target at most once.
+    anywhere and still see (L - 1) // T windows, each target at most once. `name` is for the error of a stream too short.
     """
 
-    def __init__(self, stream: Tensor, context_length: int):
-        if len(stream) <= context_length:
-            raise ValueError(
-                f"a part of the text has {len(stream)} tokens, and one window takes data.context_length + 1 = "
-                f"{context_length + 1}; bring more text, take a smaller data.context_length or change data.split"
-            )
+    def __init__(self, stream: Tensor, context_length: int, name: str = "a part of the text"):
+        check_length(len(stream), context_length, name)
         self.stream, self.context_length = stream, context_length
 
     def __len__(self) -> int:
@@ -128,17 +236,87 @@ class Windows:
         self.stream = self.stream.to(device)
         return self
 
+    def token_counts(self, vocab_size: int) -> Tensor:
+        """How often each id occurs in the stream, (vocab_size,)."""
+        counts = torch.zeros(vocab_size, dtype=torch.int64)
+        for chunk in self.stream.split(CHUNK):
+            counts += torch.bincount(chunk.long().cpu(), minlength=vocab_size)
+            self.forget()
+        return counts
+
+    def forget(self) -> None:
+        """Give memory back that can be had again; there is none here."""
+
+
+class MappedWindows(Windows):
+    """Windows of a stream that stays in its file: only the windows of a batch are read, and sent to the device.
+
+    The operating system keeps what was read as long as it has memory to spare; this process gives it back regularly, so
+    that a long run does not come to hold the whole file.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype, context_length: int, name: str):
+        check_length(path.stat().st_size // dtype.itemsize, context_length, name)
+        with open(path, "rb") as file:
+            self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        super().__init__(torch.frombuffer(self.memory, dtype=dtype), context_length, name)
+        self.device, self.n_batches = torch.device("cpu"), 0
+
+    def gather(self, ids: Tensor) -> Batch:
+        batch = super().gather(ids)
+        self.n_batches += 1
+        if self.n_batches % FORGET_AFTER == 0:
+            self.forget()
+        tokens = {name: x.to(self.device) for name, x in batch["inputs"].items()}
+        return {"inputs": tokens, "target": batch["target"].to(self.device), "index": ids.to(self.device)}
+
+    def to(self, device: torch.device) -> MappedWindows:
+        self.device = device
+        return self
+
+    def forget(self) -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.memory.madvise(mmap.MADV_DONTNEED)
+
+
+def check_length(n: int, context_length: int, name: str) -> None:
+    """Raise ValueError where a stream of n tokens has no room for one window."""
+    if n <= context_length:
+        raise ValueError(
+            f"{name} has {n} tokens, and one window takes data.context_length + 1 = {context_length + 1}; "
+            "bring more text, take a smaller data.context_length or change data.split"
+        )
+
 
 def shakespeare(*, path: str | None, download: bool, **settings: Any) -> LanguageModelingData:
     """Tiny Shakespeare; the settings are those of `LanguageModelingData`, without `source`."""
     return LanguageModelingData(source=Shakespeare(path=path, download=download), **settings)
 
 
-def token_stream(tokenizer: Tokenizer, documents: list[Document]) -> Tensor:
-    """(L,) int32: the tokens of each document, followed by <eos>."""
-    rows = tokenizer.encode_many([document.text for document in documents])
-    arrays = [np.array([*ids, tokenizer.eos_id], dtype=np.int32) for ids in rows]
-    return torch.from_numpy(np.concatenate([np.empty(0, np.int32), *arrays]))
+def token_blocks(tokenizer: Tokenizer, documents: Iterable[AnyDocument]) -> Iterator[np.ndarray]:
+    """Blocks of int32: the tokens of each document, followed by <eos>."""
+    marked = ((piece, end) for document in documents for piece, end in _pieces_and_end(document))
+    while batch := list(islice(marked, BATCH)):
+        rows = tokenizer.encode_many([piece for piece, _ in batch])
+        ends = ([tokenizer.eos_id] * end for _, end in batch)
+        yield np.fromiter(chain.from_iterable(chain.from_iterable(zip(rows, ends, strict=True))), dtype=np.int32)
+
+
+def _pieces_and_end(document: AnyDocument) -> Iterator[tuple[str, bool]]:
+    yield from ((piece, False) for piece in document.pieces())
+    yield "", True
+
+
+def sample(documents: Sequence[AnyDocument], n_characters: int) -> Iterator[str]:
+    """Pieces of about so many characters in all, evenly spaced over the documents; all pieces where they are fewer."""
+    step = -(-sum(map(len, documents)) // n_characters)
+    return islice(chain.from_iterable(document.pieces() for document in documents), 0, None, max(1, step))
+
+
+def name_of(documents: Sequence[AnyDocument]) -> str:
+    """The documents of a part, for messages."""
+    names = [document.name for document in documents]
+    return ", ".join(names) if 0 < len(names) < 4 else f"a part of the text ({len(names)} documents)"
 
 
 def shuffled_windows(n: int, context_length: int, seed: int) -> Order:
@@ -147,7 +325,7 @@ def shuffled_windows(n: int, context_length: int, seed: int) -> Order:
     def order(epoch: int) -> Tensor:
         random = generator(seed, epoch)
         offset = torch.randint(context_length, (1,), generator=random)
-        return torch.randperm(n, generator=random) * context_length + offset
+        return torch.randperm(n, generator=random).mul_(context_length).add_(offset)
 
     return order
 
@@ -159,7 +337,15 @@ def contiguous(n: int, n_streams: int) -> Order:
     return lambda epoch: first + step
 
 
-def split_documents(documents: list[Document], split: Split) -> dict[str, list[Document]]:
+def limited(split: Split, n_bytes: int, eval_mb: float | None) -> Split:
+    """The split with val and test no larger than `eval_mb` megabytes each."""
+    if eval_mb is None or n_bytes == 0:
+        return split
+    val, test = (min(share, eval_mb * 1e6 / n_bytes) for share in split.shares[1:])
+    return split if [val, test] == split.shares[1:] else replace(split, shares=[1 - val - test, val, test])
+
+
+def split_documents(documents: Sequence[AnyDocument], split: Split) -> dict[str, list[Any]]:
     """Whole documents to train, val and test; where a part would stay empty, each document is cut by position.
 
     Cut by position, fold k of a cross-validation is the k-th piece of what stands before the test part.
@@ -184,113 +370,9 @@ def _positions(split: Split) -> dict[str, list[tuple[float, float]]]:
     return {"train": [(a, b) for a, b in around if a < b], "val": [(start, end)], "test": [(1 - test, 1.0)]}
 
 
-def _span(document: Document, start: float, end: float) -> Document:
-    """The text between two shares of its length; its name says which characters."""
-    first, last = (round(share * len(document.text)) for share in (start, end))
-    return Document(f"{document.name}[{first}:{last}]", document.text[first:last])
-
-
-class TextClassificationData(DataModule):
-    """Labelled texts as padded tokens; of a long text the first `context_length` tokens are kept.
-
-    The texts of one group stay together, and the shares of the split hold in every class. A text that differs from an
-    earlier one in nothing but white space is dropped.
-    """
-
-    tokenizer: Tokenizer
-    classes: tuple[str, ...]
-
-    def __init__(
-        self,
-        *,
-        source: LabelledSource,
-        tokenizer: str,
-        vocab_size: int,
-        context_length: int,
-        **common: Any,
-    ):
-        super().__init__(**common)
-        self.source, self.tokenizer_kind, self.vocab_size = source, tokenizer, vocab_size
-        self.context_length = context_length
-        self.n_duplicates = 0
-
-    def read(self) -> tuple[dict[str, list[LabelledText]], str]:
-        rows = self.source.rows()
-        kept = unique_texts(rows)
-        self.n_duplicates = len(rows) - len(kept)
-        places = self.split.assign(len(kept), labels=[row.label for row in kept], groups=[row.group for row in kept])
-        parts = {part: [kept[i] for i in places[part]] for part in SPLITS}
-        self.ids = {part: sorted({row.group for row in parts[part]}) for part in SPLITS}
-        return parts, fingerprint(value for row in rows for value in (row.text, row.label, row.group))
-
-    def fit(self, train: list[LabelledText]) -> dict[str, Any]:
-        tokenizer = tokenizers.fit(self.tokenizer_kind, [row.text for row in train], self.vocab_size)
-        counts = Counter(row.label for row in train)
-        classes = tuple(sorted(counts))
-        if len(classes) < 2:
-            raise ValueError(f"the training texts have {len(classes)} classes ({', '.join(classes)}); bring at least 2")
-        sizes = {
-            "vocab_size": tokenizer.vocab_size,
-            "context_length": self.context_length,
-            "n_classes": len(classes),
-            "pad_id": tokenizer.pad_id,
-        }
-        spec = Spec(
-            sizes=sizes,
-            classes=classes,
-            class_counts=tuple(counts[label] for label in classes),
-            token_bytes=tokenizer.byte_counts,
-        )
-        return {"tokenizer": tokenizer.to_json(), "spec": spec.to_json()}
-
-    def use(self, preprocessing: dict[str, Any]) -> None:
-        self.tokenizer = tokenizers.from_json(preprocessing["tokenizer"])
-        self.classes = self.spec.classes
-
-    def encode_split(self, examples: list[LabelledText]) -> PaddedTexts:
-        unseen = sorted({row.label for row in examples} - set(self.classes))
-        if unseen:
-            raise ValueError(
-                f"no training text has the label {', '.join(unseen)}, but validation or test has; "
-                "bring more texts of it, leave it out or change data.split_seed"
-            )
-        rows = self._token_rows([row.text for row in examples])
-        target = torch.tensor([self.classes.index(row.label) for row in examples], dtype=torch.int64)
-        return PaddedTexts(padded(rows, self.tokenizer.pad_id), torch.tensor([len(ids) for ids in rows]), target)
-
-    def encode(self, examples: list[str]) -> dict[str, Tensor]:
-        """The first T tokens of each text, (N, ≤ T), padded at the end."""
-        return {"tokens": padded(self._token_rows(examples), self.tokenizer.pad_id).long()}
-
-    def _token_rows(self, texts: list[str]) -> list[list[int]]:
-        return [ids[: self.context_length] for ids in self.tokenizer.encode_many(texts)]
-
-    def report(self) -> dict[str, Any]:
-        return {"duplicates_removed": self.n_duplicates, **{part: self._report_part(part) for part in SPLITS}}
-
-    def _report_part(self, part: str) -> dict[str, Any]:
-        texts: Any = self.datasets[part]
-        counts = torch.bincount(texts.target.cpu(), minlength=len(self.classes)).tolist()
-        return {
-            "groups": len(self.ids[part]),
-            "texts": len(texts),
-            "class_counts": dict(zip(self.classes, counts, strict=True)),
-            "median_tokens": int(texts.lengths.median()),
-            "share_at_full_length": round(float((texts.lengths == self.context_length).float().mean()), 3),
-        }
-
-
-class PaddedTexts(Samples):
-    """Tokens (N, T) int32 padded at the end, their lengths and targets (N,); a batch is as wide as its longest text."""
-
-    def __init__(self, tokens: Tensor, lengths: Tensor, target: Tensor):
-        super().__init__({"tokens": tokens}, target)
-        self.lengths = lengths  # stay on the CPU, where the ids come from: no waiting for the device
-
-    def gather(self, ids: Tensor) -> Batch:
-        longest = max(1, int(self.lengths[ids].max())) if len(ids) else 1
-        batch = super().gather(ids)
-        return {**batch, "inputs": {"tokens": batch["inputs"]["tokens"][:, :longest].long()}}
+def _span(document: AnyDocument, start: float, end: float) -> AnyDocument:
+    """The text between two shares of its length."""
+    return document.span(round(start * len(document)), round(end * len(document)))
 
 
 def padded(rows: list[list[int]], pad_id: int) -> Tensor:
@@ -299,11 +381,3 @@ def padded(rows: list[list[int]], pad_id: int) -> Tensor:
     for row, ids in zip(tokens, rows, strict=True):
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
     return tokens
-
-
-def unique_texts(rows: Iterable[LabelledText]) -> list[LabelledText]:
-    """The rows without those whose words were there before."""
-    first: dict[str, LabelledText] = {}
-    for row in rows:
-        first.setdefault(" ".join(row.text.split()), row)
-    return list(first.values())

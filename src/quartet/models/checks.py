@@ -32,12 +32,13 @@ def too_small(settings: dict[str, Any], names: Iterable[str]) -> list[str]:
     ]
 
 
-def bad_dropout(settings: dict[str, Any]) -> list[str]:
-    """A sentence where `dropout` is not a probability below 1."""
-    dropout = settings.get("dropout")
-    if isinstance(dropout, float | int) and not 0 <= dropout < 1:
-        return [f"model.dropout={dropout} must be a probability: at least 0 and below 1"]
-    return []
+def bad_dropout(settings: dict[str, Any], names: Iterable[str] = ("dropout",)) -> list[str]:
+    """A sentence for each of these that is not a probability below 1."""
+    return [
+        f"model.{name}={settings[name]} must be a probability: at least 0 and below 1"
+        for name in names
+        if isinstance(settings.get(name), float | int) and not 0 <= settings[name] < 1
+    ]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

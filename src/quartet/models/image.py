@@ -11,6 +11,7 @@ Letters: B batch, S side of the square picture in pixels, D width, C classes.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from quartet.models.checks import bad_dropout, is_int, nearest, raise_if
 
 SMALL_SIDE = 64  # pixels; up to here a stem that shrinks the picture fourfold throws away too much
 _RESNETS = ("resnet", "resnext", "wide_resnet")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # classifiers in the middle of googlenet and inception
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # how files of 2017 name its layers
 
 
 class TorchvisionClassifier(nn.Module):
@@ -29,6 +32,9 @@ class TorchvisionClassifier(nn.Module):
     `in_channels`, `image_size` and `n_classes` are facts of the data; the rest is `conf/model`. With `small_stem` the
     ResNet family starts with a 3×3 convolution and does not shrink the picture before its first stage ("auto": pictures
     of at most 64 pixels). One channel is read by the sum of the first convolution's filters, as if it were grey colour.
+    `weights` names the pretrained weights that will be loaded, or a file of them: "auto" then keeps the stem they are
+    made for. The constructor loads nothing. They were trained on ImageNet's own normalisation; ours, by the statistics
+    of the training pictures, is close enough for fine-tuning.
 
     Raises ValueError for an unknown name (with the nearest ones) and where the pictures are too small for the network.
     """
@@ -40,19 +46,21 @@ class TorchvisionClassifier(nn.Module):
         image_size: int,
         n_classes: int,
         name: str,
+        weights: str | None,
         small_stem: bool | str,
         dropout: float,
         channels_last: bool,
     ):
         super().__init__()
-        raise_if(self.problems({"name": name, "small_stem": small_stem, "dropout": dropout}))
+        raise_if(self.problems({"name": name, "weights": weights, "small_stem": small_stem, "dropout": dropout}))
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = _build(name, image_size, n_classes)
-        small_stem = image_size <= SMALL_SIDE if small_stem == "auto" else small_stem
-        if small_stem and isinstance(self.backbone, models.ResNet):
+        small_stem = image_size <= SMALL_SIDE and weights is None if small_stem == "auto" else small_stem
+        self.small_stem = bool(small_stem) and isinstance(self.backbone, models.ResNet)
+        if isinstance(self.backbone, models.ResNet) and small_stem:
             _use_small_stem(self.backbone)
         _fit_channels(self.backbone, in_channels)
-        _fit_head(self.backbone, dropout)
+        self.head_name = _fit_head(self.backbone, dropout)
         self._try(name, in_channels, image_size)
         self.to(memory_format=self.memory_format)
 
@@ -67,7 +75,36 @@ class TorchvisionClassifier(nn.Module):
             problems.append(f"model.name={name} is no torchvision classifier; the nearest are {nearest(name, known)}")
         elif isinstance(name, str) and small_stem is True and not name.startswith(_RESNETS):
             problems.append(f"model.small_stem=true is for the ResNet family, not {name}; take auto or false")
+        weights = settings.get("weights")
+        if name in known and isinstance(weights, str) and not is_file(weights) and weights not in known_weights(name):
+            problems.append(
+                f"model.weights={weights} is unknown: {name} has {', '.join(known_weights(name))}; or name a .pth file"
+            )
         return problems
+
+    @property
+    def head(self) -> nn.Module:
+        return self.backbone.get_submodule(self.head_name)
+
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """What begins so in `backbone` has no counterpart in torchvision's weights: the head, and a stem of our own."""
+        return (f"{self.head_name}.", *(["conv1."] if self.small_stem else []))
+
+    def fit_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Torchvision's state dict of this network as `backbone` takes it: without what is fresh, for our channels.
+
+        Changed in place, as torch keeps the versions of modules beside the tensors.
+        """
+        stem, convolution = _stem(self.backbone)
+        for key in list(state):
+            name = _OLD_DENSENET.sub(r"\1\2", key)
+            value = state.pop(key)
+            if name == f"{stem}.weight" and convolution.in_channels == 1 and value.ndim == 4:
+                value = value.sum(dim=1, keepdim=True)
+            if not name.startswith((*self.fresh, *_AUXILIARY)):
+                state[name] = value
+        return state
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1 or 3, S, S) normalised -> (B, C)."""
@@ -81,6 +118,16 @@ class TorchvisionClassifier(nn.Module):
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ValueError(_does_not_fit(name, image_size, error)) from error
         self.train()
+
+
+def known_weights(name: str) -> list[str]:
+    """Names of the pretrained weights that torchvision has for a network."""
+    return list(models.get_model_weights(name).__members__)
+
+
+def is_file(weights: str) -> bool:
+    """Whether `weights` is the path of a file, by its ending, and not the name of one of torchvision's."""
+    return weights.endswith((".pth", ".pt"))
 
 
 def _build(name: str, image_size: int, n_classes: int) -> nn.Module:
@@ -112,9 +159,14 @@ def _use_small_stem(resnet: models.ResNet) -> None:
     resnet.set_submodule("maxpool", nn.Identity())
 
 
+def _stem(backbone: nn.Module) -> tuple[str, nn.Conv2d]:
+    """The name and the first convolution."""
+    return next((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
+
+
 def _fit_channels(backbone: nn.Module, in_channels: int) -> None:
     """Make the first convolution read `in_channels`; one channel by the sum over its three, so that responses keep."""
-    stem = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    _, stem = _stem(backbone)
     if stem.in_channels == in_channels:
         return
     assert in_channels == 1 and stem.groups == 1, "pictures have 1 or 3 channels"
@@ -122,8 +174,8 @@ def _fit_channels(backbone: nn.Module, in_channels: int) -> None:
     stem.weight = nn.Parameter(stem.weight.detach().sum(dim=1, keepdim=True))
 
 
-def _fit_head(backbone: nn.Module, dropout: float) -> None:
-    """Put `dropout` before the last layer, which starts small; other dropout inside the network is switched off."""
+def _fit_head(backbone: nn.Module, dropout: float) -> str:
+    """Put `dropout` before the last layer, which starts small; other dropout is switched off. Returns the layer's name."""
     for module in backbone.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -133,6 +185,7 @@ def _fit_head(backbone: nn.Module, dropout: float) -> None:
     if head.bias is not None:
         nn.init.zeros_(head.bias)
     backbone.set_submodule(name, nn.Sequential(nn.Dropout(dropout), head))
+    return name
 
 
 class SmallResNet(nn.Module):

@@ -2,19 +2,28 @@
 
 Sources: Gorishniy et al. 2021, a plain MLP is a strong baseline for tables (arXiv:2106.11959); Guo & Berkhahn 2016,
 entity embeddings (arXiv:1604.06737); Howard & Gugger 2020, fastai's rule for their width (arXiv:2002.04688); He et al.
-2015, kaiming initialisation (arXiv:1502.01852); Glorot & Bengio 2010, xavier.
+2015, kaiming initialisation (arXiv:1502.01852); Glorot & Bengio 2010, xavier; those of `tabular`.
 
-Letters: B batch, N numeric columns, K categorical columns, D width, C outputs.
+Letters: B batch, N numeric columns, K categorical columns, D width, k members, C outputs.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quartet.models.checks import bad_dropout, is_int, raise_if, too_small, unknown_choices
+from quartet.models.tabular import (
+    MemberBatchNorm,
+    MemberHeads,
+    MemberLinear,
+    NumericEmbedding,
+    Periodic,
+    PiecewiseLinear,
+)
 
 _ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -33,7 +42,13 @@ _INITIALIZATIONS = {
     "kaiming": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),  # for relu and its relatives
     "normal": lambda weight: nn.init.normal_(weight, std=0.05),  # a fixed scale, whatever the width
 }
-_CHOICES = {"activation": _ACTIVATIONS, "normalization": _NORMALIZATIONS, "initialization": _INITIALIZATIONS}
+_CHOICES = {
+    "activation": _ACTIVATIONS,
+    "normalization": _NORMALIZATIONS,
+    "initialization": _INITIALIZATIONS,
+    "numeric_embedding": ("none", "periodic", "piecewise_linear"),
+}
+MAX_BINS = 64  # as many as the data's quantiles have room for
 
 
 def embedding_width(cardinality: int, max_width: int) -> int:
@@ -44,8 +59,13 @@ def embedding_width(cardinality: int, max_width: int) -> int:
 class MLP(nn.Module):
     """A row of a table to logits or a standardised target: (B, N) and (B, K) -> (B, C).
 
-    `n_numeric`, `cardinalities` (values of each categorical column, slot 0 for unseen and missing ones) and `n_outputs`
-    are facts of the data; the rest is `conf/model`. No hidden layer (`hidden: []`) is linear or logistic regression.
+    `n_numeric`, `quantiles` (65 for each numeric column, scaled), `cardinalities` (values of each categorical column,
+    slot 0 for unseen and missing ones) and `n_outputs` are facts of the data; the rest is `conf/model`. No hidden layer
+    (`hidden: []`) is linear or logistic regression.
+
+    With `ensemble` k > 1 there are k members with shared weights (TabM). In training mode the outputs are (B, k, C), one
+    for each member, so that each has a loss of its own; otherwise they are (B, C): the logarithm of the mean of the
+    members' softmax probabilities, or the mean of their numbers where C is 1.
 
     Raises ValueError where a choice is unknown, a size not positive or no column left, all problems in one message.
     """
@@ -54,6 +74,7 @@ class MLP(nn.Module):
         self,
         *,
         n_numeric: int,
+        quantiles: list[list[float]],
         cardinalities: list[int],
         n_outputs: int,
         hidden: list[int],
@@ -62,35 +83,60 @@ class MLP(nn.Module):
         dropout: float,
         max_embedding: int,
         initialization: str,
+        numeric_embedding: str,
+        d_numeric: int,
+        n_frequencies: int,
+        frequency_scale: float,
+        n_bins: int,
+        ensemble: int,
     ):
         super().__init__()
         problems = self.problems({name: value for name, value in locals().items() if name != "self"})
         if n_numeric + len(cardinalities) == 0:
             problems.append("the table has no column besides the target; bring one numeric or categorical column")
         raise_if(problems)
+        self.n_members = ensemble
         self.embeddings = nn.ModuleList(nn.Embedding(n, embedding_width(n, max_embedding)) for n in cardinalities)
-        width = n_numeric + sum(embedding_width(n, max_embedding) for n in cardinalities)
+        self.numeric = nn.Identity()
+        if numeric_embedding != "none" and n_numeric:
+            periodic = numeric_embedding == "periodic"
+            code = (
+                Periodic(n_numeric, n_frequencies, frequency_scale) if periodic else PiecewiseLinear(quantiles, n_bins)
+            )
+            self.numeric = NumericEmbedding(code, n_numeric, d_numeric)
+        width = n_numeric * (1 if isinstance(self.numeric, nn.Identity) else d_numeric)
+        width += sum(embedding_width(n, max_embedding) for n in cardinalities)
         self.layers = nn.Sequential()
-        for d_hidden in hidden:
-            self.layers.append(_layer(width, d_hidden, activation, normalization, dropout))
+        for i, d_hidden in enumerate(hidden):
+            self.layers.append(
+                _layer(width, d_hidden, activation, normalization, dropout, self.n_members, first=i == 0)
+            )
             width = d_hidden
-        self.head = nn.Linear(width, n_outputs)
+        self.head = (
+            nn.Linear(width, n_outputs) if self.n_members == 1 else MemberHeads(width, n_outputs, self.n_members)
+        )
         self._initialise(_INITIALIZATIONS[initialization])
 
     @staticmethod
     def problems(settings: dict[str, Any]) -> list[str]:
         """What is wrong with these `conf/model` values, one sentence each; keys may be missing."""
         problems = unknown_choices(settings, _CHOICES)
-        problems += too_small(settings, ("max_embedding",)) + bad_dropout(settings)
+        problems += too_small(settings, ("max_embedding", "d_numeric", "n_frequencies", "n_bins", "ensemble"))
+        problems += bad_dropout(settings)
         hidden = settings.get("hidden")
         if isinstance(hidden, list | tuple) and any(is_int(width) and width < 1 for width in hidden):
             problems.append(f"model.hidden={list(hidden)} must hold widths of 1 or more")
+        scale, n_bins = settings.get("frequency_scale"), settings.get("n_bins")
+        if isinstance(scale, float | int) and scale <= 0:
+            problems.append(f"model.frequency_scale={scale} must be above 0")
+        if is_int(n_bins) and n_bins > MAX_BINS:
+            problems.append(f"model.n_bins={n_bins} must be at most {MAX_BINS}")
         return problems
 
     def _initialise(self, initialise_weight) -> None:
         """Hidden layers by name; head near zero, so that the loss starts at ln(classes); unseen values add nothing."""
         for module in self.layers.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | MemberLinear):
                 initialise_weight(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.head.weight, std=0.01)
@@ -99,15 +145,30 @@ class MLP(nn.Module):
             nn.init.zeros_(embedding.get_parameter("weight").detach()[0])
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        """(B, N) scaled and (B, K) codes -> (B, C)."""
+        """(B, N) scaled and (B, K) codes -> (B, C), or (B, k, C) from an ensemble in training."""
         embedded = [embedding(categorical[:, i]) for i, embedding in enumerate(self.embeddings)]
-        return self.head(self.layers(torch.cat((numeric, *embedded), dim=1)))
+        x = torch.cat((self.numeric(numeric), *embedded), dim=1)
+        if self.n_members == 1:
+            return self.head(self.layers(x))
+        outputs = self.head(self.layers(x.unsqueeze(1).expand(-1, self.n_members, -1)))
+        return outputs if self.training else _average(outputs)
 
 
-def _layer(width: int, d_hidden: int, activation: str, normalization: str, dropout: float) -> nn.Sequential:
+def _average(outputs: Tensor) -> Tensor:
+    """The members' prediction: (B, k, C) -> (B, C)."""
+    if outputs.shape[-1] == 1:
+        return outputs.mean(1)
+    return outputs.log_softmax(-1).logsumexp(1) - math.log(outputs.shape[1])
+
+
+def _layer(
+    width: int, d_hidden: int, activation: str, normalization: str, dropout: float, k: int, *, first: bool
+) -> nn.Sequential:
+    members = k > 1
+    normalise = MemberBatchNorm if members and normalization == "batch" else _NORMALIZATIONS[normalization]
     return nn.Sequential(
-        nn.Linear(width, d_hidden),
-        _NORMALIZATIONS[normalization](d_hidden),
+        MemberLinear(width, d_hidden, k, spread=first) if members else nn.Linear(width, d_hidden),
+        normalise(d_hidden),
         _ACTIVATIONS[activation](),
         nn.Dropout(dropout),
     )

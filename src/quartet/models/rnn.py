@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from quartet.models.checks import bad_dropout, raise_if, too_small, unknown_choices
+from quartet.models.dropout import LockedDropout, TokenDropout
 
 State = list[Any]  # of every layer: hidden state (1, B, H), for lstm the pair (hidden, cell)
 
@@ -27,19 +28,6 @@ _CELLS = {
     "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
 }
 _POOLINGS = ("mean", "max", "last")
-
-
-class LockedDropout(nn.Module):
-    """Dropout with one mask for the whole sequence: (B, T, D) loses the same features at every position."""
-
-    def __init__(self, probability: float):
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.probability == 0:
-            return x
-        return x * nn.functional.dropout(torch.ones_like(x[:, :1]), self.probability)
 
 
 class Layer(nn.Module):
@@ -93,6 +81,7 @@ class RNN(nn.Module):
         d_embedding: int | None,
         d_hidden: int,
         dropout: float,
+        token_dropout: float,
         tie_embeddings: bool,
         bidirectional: bool,
         pooling: str,
@@ -109,17 +98,18 @@ class RNN(nn.Module):
         d_embedding, d_out = d_embedding or d_hidden, d_hidden * (1 + bidirectional)
 
         self.embedding = nn.Embedding(vocab_size, d_embedding)
-        self.dropout = LockedDropout(dropout)
+        self.token_dropout, self.dropout = TokenDropout(token_dropout), LockedDropout(dropout)
         self.layers = nn.ModuleList(
             Layer(cell=cell, d_in=d_out if i else d_embedding, d_hidden=d_hidden, bidirectional=bidirectional)
             for i in range(n_layers)
         )
         tied = tie_embeddings and n_classes is None
-        self.project = nn.Linear(d_out, d_embedding, bias=False) if tied and d_out != d_embedding else nn.Identity()
-        self.head = nn.Linear(d_embedding if tied else d_out, n_classes or vocab_size)
+        project = nn.Linear(d_out, d_embedding, bias=False) if tied and d_out != d_embedding else None
+        last = nn.Linear(d_embedding if tied else d_out, n_classes or vocab_size)
         if tied:
-            self.head.weight = self.embedding.weight
-        self._initialise()
+            last.weight = self.embedding.weight
+        self._initialise(last)
+        self.head = last if project is None else nn.Sequential(project, last)
 
     @staticmethod
     def problems(settings: dict[str, Any]) -> list[str]:
@@ -127,18 +117,18 @@ class RNN(nn.Module):
         return [
             *unknown_choices(settings, {"cell": _CELLS, "pooling": _POOLINGS}),
             *too_small(settings, ("n_layers", "d_hidden", "d_embedding")),
-            *bad_dropout(settings),
+            *bad_dropout(settings, ("dropout", "token_dropout")),
         ]
 
-    def _initialise(self) -> None:
+    def _initialise(self, last: nn.Linear) -> None:
         """Embedding and head with variance 1/width (a classifier's head less): the loss starts near ln(V) or ln(C).
 
         The cells then read unit variance. The usual ±0.1 (AWD-LSTM) starves them: 2.92 instead of 2.16 nats after 150
         steps of an LSTM on bytes.
         """
-        nn.init.normal_(self.head.weight, std=self.head.in_features**-0.5 if self.n_classes is None else 0.02)
+        nn.init.normal_(last.weight, std=last.in_features**-0.5 if self.n_classes is None else 0.02)
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
-        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(last.bias)
         for module in self.layers.modules():
             if isinstance(module, nn.RNNBase):
                 _initialise_cell(module)
@@ -154,11 +144,11 @@ class RNN(nn.Module):
     def advance(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """(B, T) new tokens after those in `state` -> logits (B, T, V) and the state after them."""
         x, state = self._encode(tokens, state, None)
-        return self.head(self.project(x)), state
+        return self.head(x), state
 
     def _encode(self, tokens: Tensor, state: State | None, turned: Tensor | None) -> tuple[Tensor, State]:
         x = self.embedding(tokens) * self.embedding.embedding_dim**0.5  # (B, T, E), unit variance at the start
-        x = self.dropout(x)
+        x = self.dropout(self.token_dropout(x))
         after = []
         for i, layer in enumerate(self.layers):
             x, layer_state = layer(x, state[i] if state else None, turned)

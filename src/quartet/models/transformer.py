@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quartet.models.checks import bad_dropout, is_int, raise_if, too_small, unknown_choices
+from quartet.models.dropout import TokenDropout
 
 State = list[tuple[Tensor, Tensor]]  # keys and values of every block, (B, G, P, D/H) each
 
@@ -120,7 +121,7 @@ _CHOICES = {
     "norm": ("rmsnorm", "layernorm"),
     "norm_position": ("pre", "post"),
     "feed_forward": tuple(_ACTIVATIONS),
-    "pooling": ("mean", "first"),
+    "pooling": ("mean", "max", "first"),
 }
 
 
@@ -147,7 +148,7 @@ class Transformer(nn.Module):
     """Tokens to logits: (B, T) -> (B, T, V) for language modelling, -> (B, C) where `n_classes` is given.
 
     `vocab_size`, `context_length`, `n_classes` and `pad_id` are facts of the data; the rest is `conf/model`. A
-    classifier pools over the positions that are not `pad_id`: "mean", or "first" for the first position alone.
+    classifier pools over the positions that are not `pad_id`: "mean", "max", or "first" for the first position alone.
 
     Raises ValueError where the sizes do not fit each other or a choice is unknown, all problems in one message.
     """
@@ -165,6 +166,7 @@ class Transformer(nn.Module):
         d_model: int,
         d_ff: int,
         dropout: float,
+        token_dropout: float,
         positions: str,
         norm: str,
         norm_position: str,
@@ -187,7 +189,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.embedding_scale = math.sqrt(d_model) if positions == "sinusoidal" else 1.0  # Vaswani et al., section 3.4
         self.positions = _absolute_positions(positions, context_length, d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.token_dropout, self.dropout = TokenDropout(token_dropout), nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
                 attention=Attention(
@@ -221,7 +223,7 @@ class Transformer(nn.Module):
         sizes = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_ff")
         small = too_small(settings, sizes)
         misfits = [] if small else _misfits(settings)
-        return [*unknown_choices(settings, _CHOICES), *small, *misfits, *bad_dropout(settings)]
+        return [*unknown_choices(settings, _CHOICES), *small, *misfits, *bad_dropout(settings, ("dropout", "token_dropout"))]
 
     def _initialise(self, n_layers: int) -> None:
         """GPT-2: normal with 0.02, residual projections shrunk by √(2·layers) so that the variance does not grow."""
@@ -239,7 +241,7 @@ class Transformer(nn.Module):
             return self.head(self._encode(tokens, None, None)[0])
         keep = tokens != self.pad_id  # (B, T)
         x, _ = self._encode(tokens, keep[:, None, None, :], None)
-        return self.head(x[:, 0] if self.pooling == "first" else masked_mean(x, keep))
+        return self.head(_POOL[self.pooling](x, keep))
 
     def advance(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """(B, T) new tokens after those in `state` -> logits (B, T, V) and the state with them (a KV cache)."""
@@ -248,7 +250,7 @@ class Transformer(nn.Module):
 
     def _encode(self, tokens: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
         start = state[0][0].shape[2] if state else 0
-        x = self.embedding(tokens) * self.embedding_scale  # (B, T, D)
+        x = self.token_dropout(self.embedding(tokens) * self.embedding_scale)  # (B, T, D)
         if self.positions is not None:
             x = x + self.positions(torch.arange(start, start + tokens.shape[1], device=tokens.device))
         x = self.dropout(x)
@@ -263,6 +265,15 @@ def masked_mean(x: Tensor, keep: Tensor) -> Tensor:
     """(B, T, D) averaged over the positions where `keep` (B, T) is true; zero where there is none."""
     weight = keep.unsqueeze(-1).to(x.dtype)
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def masked_max(x: Tensor, keep: Tensor) -> Tensor:
+    """(B, T, D), the largest of each feature where `keep` (B, T) is true; zero where that is nowhere."""
+    lowest = torch.finfo(x.dtype).min
+    return x.masked_fill(~keep.unsqueeze(-1), lowest).amax(1) * keep.any(1, keepdim=True)
+
+
+_POOL = {"mean": masked_mean, "max": masked_max, "first": lambda x, keep: x[:, 0]}
 
 
 class Sinusoids(nn.Module):

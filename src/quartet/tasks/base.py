@@ -25,6 +25,17 @@ MakeOptimizer = Callable[[nn.Module], Optimizer]
 MakeScheduler = Callable[[Optimizer, int], dict[str, Any]]
 
 
+def members(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs of an ensemble in training, (B, k, C), as (B·k, C) beside as many targets: the mean loss over members.
+
+    It is not the loss of their mean, which would let them rely on each other (TabM, arXiv:2410.24210). One output for
+    each sample, (B, C), stays as it is.
+    """
+    if outputs.ndim < 3:
+        return outputs, target
+    return outputs.flatten(0, 1), target.repeat_interleave(outputs.shape[1], dim=0)
+
+
 class Task(LightningModule):
     """A network with its loss, metrics and optimisation.
 

@@ -19,7 +19,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from quartet.tasks.base import Batch, ScoredTask
+from quartet.tasks.base import Batch, ScoredTask, members
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
@@ -69,6 +69,11 @@ class Classification(ScoredTask):
         super().__init__(**common)
         if loss not in LOSSES:
             raise ValueError(f"task.loss must be one of {', '.join(LOSSES)}, not {loss!r}")
+        if loss == "binary_cross_entropy" and getattr(self.network, "n_members", 1) > 1:
+            raise ValueError(
+                "task.loss=binary_cross_entropy and model.ensemble do not go together: softmax probabilities are averaged; "
+                "take task.loss=cross_entropy"
+            )
         self.loss, self.label_smoothing = LOSSES[loss], label_smoothing
         self.register_buffer("weights", self._class_weights(class_weights), persistent=False)
 
@@ -77,19 +82,28 @@ class Classification(ScoredTask):
         return len(self.spec.classes)
 
     def step(self, batch: Batch, part: str) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, target = self.network(**batch["inputs"]).float(), batch["target"]
+        outputs, target = self.network(**batch["inputs"]).float(), batch["target"]
         training = part == "train"
         smoothing = self.label_smoothing if training else 0.0
-        one_hot = F.one_hot(target, self.n_classes) * (1 - smoothing) + smoothing / self.n_classes
-        loss = self.loss(logits, one_hot, self.weights if training else None).mean()
+        wanted = self.wanted(batch) * (1 - smoothing) + smoothing / self.n_classes
+        logits, wanted = members(outputs, wanted)
+        loss = self.loss(logits, wanted, self.weights if training else None).mean()
         if training:
             if self.logging_due:
-                accuracy = (logits.argmax(-1) == target).float().mean()
+                accuracy = (logits.argmax(-1) == members(outputs, target)[1]).float().mean()
                 self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy})
             return loss, {}
         probabilities = self.probabilities(logits)
         self.record(part, loss, probabilities, target)
         return loss, {"prediction": probabilities.detach(), "target": target, "index": batch["index"]}
+
+    def wanted(self, batch: Batch) -> Tensor:
+        """(B, C) probabilities: one class each, or two where augmentation mixed samples (`target_mix`, `mix`)."""
+        one_hot = F.one_hot(batch["target"], self.n_classes)
+        if "mix" not in batch:
+            return one_hot
+        share = batch["mix"][:, None]
+        return share * one_hot + (1 - share) * F.one_hot(batch["target_mix"], self.n_classes)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, C) that sum to 1: normalised sigmoids where the loss has one for each class."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
 
-from quartet.tasks.base import Batch, ScoredTask
+from quartet.tasks.base import Batch, ScoredTask, members
 
 LOSSES = {"mean_squared_error": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
@@ -25,7 +25,8 @@ class Regression(ScoredTask):
         self.loss = LOSSES[loss]
 
     def step(self, batch: Batch, part: str) -> tuple[Tensor, dict[str, Tensor]]:
-        output, target = self.network(**batch["inputs"]).squeeze(-1).float(), batch["target"]
+        outputs, target = members(self.network(**batch["inputs"]).float(), batch["target"])
+        output = outputs.squeeze(-1)
         loss = self.loss(output, target)
         if part == "train":
             if self.logging_due:

@@ -1,0 +1,348 @@
+"""The user's text files: found, decoded, cleaned; where they are large read in pieces, and what is made of them cached.
+
+A file is never held as a whole unless it is small: it is decoded in blocks of about 1 MB, each cleaned for itself. What
+takes minutes to make (the length of every document, the tokenizer, the tokens) is kept in the token cache, under a name
+that is the hash of everything it depends on; so nothing there is ever out of date, and the folder may be deleted.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import errno
+import glob
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from quartet.data.base import user_path
+from quartet.data.sources import PIECE, AnyDocument, Document, border, cache_directory, cut
+
+BLOCK = 2**20  # bytes decoded at a time
+FORMAT = 1  # of what is in the cache; raise it where reading, cleaning or encoding changes
+FORMS = (None, "NFC", "NFKC", "NFD", "NFKD")  # Unicode normalisations
+LEGACY = "latin-1 or cp1252 (Western), cp1251 (Cyrillic), gb18030 (Chinese), shift_jis (Japanese), utf-16"
+
+_LINE_END = re.compile("[\x0b\x0c\x85\u2028\u2029]")  # besides \r\n and \r
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")  # all but \n and \t, and byte order marks inside a text
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How bytes become text: the encoding, never with a guess or a replacement, and the Unicode normalisation.
+
+    Every line end becomes \\n; other control characters but \\t are removed. ValueError where a setting is unknown.
+    """
+
+    encoding: str
+    normalize: str | None
+
+    def __post_init__(self):
+        if not _is_text_encoding(self.encoding):
+            raise ValueError(f"data.encoding={self.encoding} is no text encoding; examples: utf-8, {LEGACY}")
+        if self.normalize not in FORMS:
+            raise ValueError(f"data.normalize must be null, NFC, NFKC, NFD or NFKD, not {self.normalize!r}")
+
+    def blocks(self, path: str) -> Iterator[str]:
+        """The clean text of a file in blocks of about 1 MB, cut where no tokenizer joins anything."""
+        rest = ""
+        for block in self.decoded(path):
+            rest += block
+            if len(rest) > BLOCK // 8:
+                end = border(rest, 0, len(rest) - 1)
+                yield self.clean(rest[:end])
+                rest = rest[end:]
+        yield self.clean(rest)
+
+    def read(self, path: str) -> str:
+        return "".join(self.blocks(path))
+
+    def clean(self, text: str) -> str:
+        text = _CONTROL.sub("", _LINE_END.sub("\n", text))
+        return unicodedata.normalize(self.normalize, text) if self.normalize else text  # type: ignore[arg-type]
+
+    def decoded(self, path: str) -> Iterator[str]:
+        """Blocks of text with \\n for \\r\\n and \\r; errors name the file and the byte."""
+        with opened(path) as file:
+            position = self._start(file, path)
+            decoder = codecs.getincrementaldecoder(self.encoding)()
+            lines = io.IncrementalNewlineDecoder(decoder, translate=True)
+            while True:
+                pending, block = len(decoder.getstate()[0]), file.read(BLOCK)
+                try:
+                    yield lines.decode(block, final=not block)
+                except UnicodeDecodeError as error:
+                    raise ValueError(self._wrong(path, position - pending, error)) from None
+                if not block:
+                    return
+                position += len(block)
+
+    def _start(self, file: BinaryIO, path: str) -> int:
+        """Skip the byte order mark of UTF-8; refuse what is no text at all."""
+        head = file.read(BLOCK)
+        utf8 = codecs.lookup(self.encoding).name == "utf-8"
+        if utf8 and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(f"{path} begins like UTF-16; read it so: data.encoding=utf-16")
+        if b"\0" in head and "\0".encode(self.encoding) == b"\0":
+            place = head.index(b"\0")
+            raise ValueError(
+                f"{path} is no text: a NUL byte at position {place}; name a text file, or its data.encoding"
+            )
+        start = 3 if utf8 and head.startswith(codecs.BOM_UTF8) else 0
+        file.seek(start)
+        return start
+
+    def _wrong(self, path: str, offset: int, error: UnicodeDecodeError) -> str:
+        byte = error.object[error.start]
+        other = LEGACY if codecs.lookup(self.encoding).name == "utf-8" else f"utf-8, {LEGACY}"
+        return (
+            f"{path} is not {self.encoding}: byte 0x{byte:02x} at position {offset + error.start}; "
+            f"say how it is encoded with data.encoding=…: {other}"
+        )
+
+
+def _is_text_encoding(name: str) -> bool:
+    try:
+        return "a".encode(name).decode(name) == "a"
+    except (LookupError, UnicodeError):
+        return False
+
+
+@contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """A user's file; what is wrong with it is said in one line."""
+    try:
+        file = open(user_path(path), "rb")  # noqa: SIM115 (closed below)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist{_near(path)}") from None
+    except PermissionError:
+        raise PermissionError(f"no permission to read {path}; ask its owner, or allow it: chmod +r '{path}'") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder; name a file") from None
+    with file:
+        yield file
+
+
+def _near(path: str) -> str:
+    """Files beside it with a name like it."""
+    folder, name = os.path.split(user_path(path))
+    with suppress(OSError):
+        found = difflib.get_close_matches(name, os.listdir(folder), n=1)
+        return f", did you mean {os.path.join(os.path.dirname(path), found[0])}?" if found else ""
+    return ""
+
+
+# which files
+
+
+def find_texts(path: str | None, suffixes: list[str]) -> dict[str, str]:
+    """The files at a path (a file, a folder, a glob) as the user would type them, by their name below it; sorted.
+
+    Of a folder those count that end in one of the suffixes, at any depth; hidden files and folders do not.
+    """
+    if path is None:
+        raise ValueError("data.path is missing: where is your text? data.path=<file, folder or glob>")
+    place = user_path(path)
+    if os.path.isdir(place):
+        found = {
+            name: os.path.join(path, name) for name in _below(place, path) if name.lower().endswith(tuple(suffixes))
+        }
+        if not found:
+            raise FileNotFoundError(
+                f"no text files below {path} (names that end in {' '.join(suffixes)}); name others with a glob: "
+                f"data.path='{os.path.join(path, '**/*.py')}'"
+            )
+        return found
+    if glob.has_magic(path) and not os.path.lexists(place):
+        matches = sorted(x for x in glob.glob(os.path.expanduser(path), recursive=True) if os.path.isfile(x))
+        if not matches:
+            raise FileNotFoundError(f"data.path={path} matches no file; ** stands for folders of any depth")
+        return {match: match for match in matches}
+    with opened(path):
+        return {os.path.basename(place): path}
+
+
+def _below(folder: str, shown: str) -> list[str]:
+    """Names of all files below a folder, with forward slashes."""
+
+    def refuse(error: OSError) -> None:
+        raise PermissionError(f"no permission to read {error.filename} below {shown}; ask its owner") from None
+
+    names = []
+    for here, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names += [Path(here, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
+    return sorted(names)
+
+
+# the texts
+
+
+@dataclass(frozen=True)
+class FileDocument:
+    """The characters `first` to `last` of a clean file, read when asked, a piece at a time."""
+
+    name: str
+    path: str
+    reading: Reading
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def span(self, first: int, last: int) -> FileDocument:
+        return replace(
+            self, name=f"{self.name}[{first}:{last}]", first=self.first + first, last=min(self.first + last, self.last)
+        )
+
+    def pieces(self) -> Iterator[str]:
+        start = 0
+        for block in self.reading.blocks(self.path):
+            yield from cut(block[max(self.first - start, 0) : max(self.last - start, 0)], PIECE)
+            start += len(block)
+            if start >= self.last:
+                return
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The documents of a source, without empty and repeated ones; `fingerprint` is the SHA-256 of bytes and reading."""
+
+    documents: list[AnyDocument]
+    fingerprint: str
+    n_bytes: int
+    in_memory: bool
+    n_repeated: int
+    n_empty: int
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """The user's texts: held in memory up to `in_memory_mb` megabytes, else read from disk whenever they are needed."""
+
+    path: str | None
+    reading: Reading
+    suffixes: list[str]
+    in_memory_mb: float
+
+    def load(self) -> Corpus:
+        files = find_texts(self.path, self.suffixes)
+        n_bytes, fingerprint = _content(files.values(), self.reading)
+        in_memory = n_bytes <= self.in_memory_mb * 1e6
+        if in_memory:
+            documents: list[Any] = [Document(name, self.reading.read(path)) for name, path in files.items()]
+            digests = [_digest([document.text]) for document in documents]
+        else:
+            measures = self._measures(list(files.values()), fingerprint)
+            documents = [
+                FileDocument(*file, self.reading, 0, n) for file, (n, _) in zip(files.items(), measures, strict=True)
+            ]
+            digests = [digest for _, digest in measures]
+        first: dict[str, AnyDocument] = {}
+        for digest, document in zip(digests, documents, strict=True):
+            if len(document):
+                first.setdefault(digest, document)
+        if not first:
+            raise ValueError(f"{self.path} is empty: there is no text in it; name another data.path")
+        n_empty = sum(not len(document) for document in documents)
+        n_repeated = len(documents) - n_empty - len(first)
+        return Corpus(list(first.values()), fingerprint, n_bytes, in_memory, n_repeated, n_empty)
+
+    def documents(self) -> list[Any]:
+        return self.load().documents
+
+    def _measures(self, paths: list[str], fingerprint: str) -> list[tuple[int, str]]:
+        """Characters and SHA-256 of each clean text."""
+
+        def measure(file: BinaryIO) -> None:
+            lengths = [_measure(self.reading.blocks(path)) for path in paths]
+            file.write(json.dumps(lengths).encode())
+
+        return json.loads(cached(cache_key("lengths", fingerprint), measure).read_bytes())
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def _content(paths: Iterable[str], reading: Reading) -> tuple[int, str]:
+    """Bytes of all files, and the SHA-256 over their contents and how they are read."""
+    n_bytes, total = 0, hashlib.sha256(repr(reading).encode())
+    for path in paths:
+        with opened(path) as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
+            n_bytes += file.tell()
+    return n_bytes, total.hexdigest()
+
+
+def _measure(blocks: Iterable[str]) -> tuple[int, str]:
+    n, digest = 0, hashlib.sha256()
+    for block in blocks:
+        n += len(block)
+        digest.update(block.encode("utf-8", errors="surrogatepass"))
+    return n, digest.hexdigest()
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return _measure(texts)[1]
+
+
+# the cache
+
+
+def cache_key(kind: str, *facts: Any) -> str:
+    """The name of a file in the cache that depends on these plain values alone."""
+    return f"{hashlib.sha256(json.dumps([FORMAT, *facts]).encode()).hexdigest()[:32]}.{kind}"
+
+
+def text_cache() -> Path:
+    return cache_directory() / "text"
+
+
+def cached(name: str, write: Callable[[BinaryIO], object]) -> Path:
+    """The file of this name in the token cache, made by `write` where it is not there yet; whole or not at all.
+
+    Two processes may both make it: each writes a file of its own, and the last to finish replaces the other's equal one.
+    """
+    target = text_cache() / name
+    if target.is_file():
+        return target
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{name}.", delete=False) as file:
+            temporary = file.name
+            write(file)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException as error:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+        raise _explained(error) from None
+    return target
+
+
+def _explained(error: BaseException) -> BaseException:
+    """What the user can do about a cache that cannot be written."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(
+            f"the disk is full: no room for the token cache in {text_cache()} (about half the size of the text); "
+            "free some, or point QUARTET_CACHE to a folder on another disk"
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PermissionError(
+            f"the token cache {text_cache()} cannot be written; point QUARTET_CACHE to a folder of yours"
+        )
+    return error

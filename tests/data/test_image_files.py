@@ -1,0 +1,521 @@
+"""The user's own pictures: which files are found, what is refused and how, in memory and by workers."""
+
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from quartet.data import image_files, image_folders
+from quartet.data.augment import Augment
+from quartet.data.image_files import FolderData, WorkerLoader
+from quartet.data.images import to_uint8
+from quartet.data.memory import Samples
+
+OFF = {"fill": "zero", "flip": False, "randaugment": 0, "colour": 0.0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
+SETTINGS = {
+    "image_size": None,
+    "channels": "auto",
+    "memory_gb": 1.0,
+    "num_workers": 0,
+    "on_corrupt": "error",
+    "on_overlap": "error",
+    "batch_size": 4,
+    "split": [0.6, 0.2, 0.2],
+    "split_seed": 0,
+    "folds": None,
+    "fold": None,
+    "seed": 0,
+    "augment": Augment(crop=0, **OFF),
+}
+COUNTER = iter(range(10**6))
+
+
+def save(path, size=8, mode="RGB", **options):
+    """A picture unlike all others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(next(COUNTER))
+    Image.fromarray(random.integers(256, size=(size, size, 3), dtype=np.uint8)).convert(mode).save(path, **options)
+
+
+def tree(root, *folders, n=10, **options):
+    for folder in folders:
+        for i in range(n):
+            save(root / folder / f"{i:02}.png", **options)
+    return root
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return tree(tmp_path / "photos", "cat", "dog")
+
+
+@pytest.fixture
+def official(tmp_path):
+    folders = [f"{part}/{label}" for part in ("train", "val", "test") for label in ("cat", "dog")]
+    return tree(tmp_path / "photos", *folders, n=4)
+
+
+def make(path, **changes):
+    return FolderData(**{**SETTINGS, "path": str(path), **changes})
+
+
+def ready(path, **changes):
+    data = make(path, **changes)
+    data.setup()
+    return data
+
+
+def names(data):
+    return sorted(name for ids in data.ids.values() for name in ids)
+
+
+def refused(path, kind: type[Exception] = ValueError, **changes):
+    """The message, one line that names the folder."""
+    with pytest.raises(kind) as error:
+        ready(path, **changes)
+    message = str(error.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+# what is found
+
+
+def test_one_tree_is_split_in_every_class(photos):
+    data = ready(photos)
+    assert data.spec.classes == ("cat", "dog") and data.spec.class_counts == (6, 6)
+    assert data.report()["classes"] == {label: {"train": 6, "val": 2, "test": 2} for label in ("cat", "dog")}
+    assert names(data) == [f"{label}/{i:02}.png" for label in ("cat", "dog") for i in range(10)]
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "dev", "Val"])
+def test_official_parts_are_kept_under_their_usual_names(official, val):
+    (official / "val").rename(official / val)
+    data = ready(official)
+    for part, folder in (("train", "train"), ("val", val), ("test", "test")):
+        assert data.ids[part] == [f"{folder}/{label}/{i:02}.png" for label in ("cat", "dog") for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("absent", "sizes"), [(["val"], (6, 2, 8)), (["test"], (6, 8, 2)), (["val", "test"], (4, 2, 2))]
+)
+def test_parts_that_are_missing_are_taken_of_train(official, absent, sizes):
+    for part in absent:
+        shutil.rmtree(official / part)
+    data = ready(official, split=[0.5, 0.25, 0.25])
+    assert tuple(len(ids) for ids in data.ids.values()) == sizes
+    assert all(name.startswith("train/") for part in absent for name in data.ids[part])
+
+
+def test_pictures_are_found_in_folders_of_a_class_and_other_files_are_counted(photos, capsys):
+    save(photos / "cat" / "more" / "deep.PNG")
+    for name in ("notes.txt", "cat/list.csv", "loose.png"):
+        (photos / name).write_text("no picture")
+    for name in (".DS_Store", "__MACOSX/._01.png", "cat/.hidden.png", ".git/a.png"):
+        (photos / name).parent.mkdir(exist_ok=True)
+        (photos / name).write_text("hidden")
+    data = ready(photos)
+    assert len(names(data)) == 21 and "cat/more/deep.PNG" in names(data)
+    assert data.report()["notes"][1:] == ["3 files left out, no pictures or in no class folder"]
+    assert "3 files left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif"])
+def test_formats(tmp_path, suffix):
+    for label in ("a", "b"):
+        for i in range(5):
+            save(tmp_path / label / f"{i}.{suffix}")
+    data = ready(tmp_path, channels=3, batch_size=2)
+    first = int(data.ids["train"].index(sorted(data.ids["train"])[0]))
+    expected = to_uint8(tmp_path / data.ids["train"][first], 3, 8).transpose(1, 2, 0)
+    assert np.array_equal(data.pictures("train", [first])[0], expected)
+
+
+def test_labels_and_pictures_belong_together(photos):
+    for i in range(10):
+        Image.new("RGB", (8, 8), (250, i, 0)).save(photos / "cat" / f"{i:02}.png")
+        Image.new("RGB", (8, 8), (0, i, 250)).save(photos / "dog" / f"{i:02}.png")
+    data = ready(photos)
+    for part in data.ids:
+        ids = range(len(data.ids[part]))
+        assert [data.spec.classes[label] for label in data.labels(part, ids)] == [n[:3] for n in data.ids[part]]
+        assert [int(p[0, 0, 2] > 100) for p in data.pictures(part, ids)] == data.labels(part, ids)
+
+
+# size and channels
+
+
+def test_a_common_size_is_found_and_a_given_one_wins(photos):
+    assert ready(photos).spec.sizes == {"in_channels": 3, "image_size": 8, "n_classes": 2}
+    assert ready(photos, image_size=5).datasets["val"].gather(torch.tensor([0]))["inputs"]["image"].shape[-1] == 5
+
+
+@pytest.mark.parametrize("other", [(9, 9), (8, 9)])
+def test_several_sizes_are_brought_to_the_usual_one(photos, capsys, other):
+    for i in range(10):
+        Image.effect_noise(other, 50 + i).save(photos / "cat" / f"{i:02}.png")
+    assert ready(photos).spec.sizes["image_size"] == 64
+    assert "brought to 64×64; data.image_size=<pixels>" in capsys.readouterr().out
+
+
+def test_large_pictures_must_be_asked_for(tmp_path):
+    assert ready(tree(tmp_path, "a", "b", n=5, size=130)).spec.sizes["image_size"] == 64
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("P", 3), ("RGB", 3), ("RGBA", 3)])
+def test_channels_are_found_by_the_format(tmp_path, mode, channels):
+    assert ready(tree(tmp_path, "a", "b", n=5, mode=mode)).spec.sizes["in_channels"] == channels
+
+
+def test_sixteen_bits_and_grey_palettes_are_grey(tmp_path):
+    for i in range(10):
+        folder = tmp_path / "ab"[i % 2]
+        folder.mkdir(exist_ok=True)
+        noise = Image.effect_noise((8, 8), 50 + i)
+        deep = Image.fromarray(np.asarray(noise).astype(np.uint16) * 256)
+        noise = deep if i % 3 else noise.convert("P")  # the palette that grey gets is grey
+        noise.save(folder / f"{i}.png")
+    assert ready(tmp_path).spec.sizes["in_channels"] == 1
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1)])
+def test_given_channels_win(tmp_path, mode, channels):
+    data = ready(tree(tmp_path, "a", "b", n=5, mode=mode), channels=channels)
+    assert data.pictures("train", [0]).shape == (1, 8, 8, channels)
+
+
+def test_nothing_outside_train_is_fitted(official):
+    """Not the size, the channels, the mean: other pictures in val and test give the same preprocessing."""
+    before = ready(official).preprocessing()
+    for part in ("val", "test"):
+        shutil.rmtree(official / part)
+    tree(official, "val/cat", "val/dog", "test/cat", "test/dog", n=5, size=20, mode="L")
+    after = ready(official).preprocessing()
+    assert {**after, "fingerprint": 0} == {**before, "fingerprint": 0}
+    assert after["fingerprint"] != before["fingerprint"]
+
+
+def test_restored_in_another_place_it_is_the_same(photos, tmp_path):
+    data = ready(photos)
+    photos.rename(tmp_path / "elsewhere")
+    restored = make(tmp_path / "elsewhere", image_size=20, channels=1)  # what was fitted wins
+    restored.restore(json.loads(json.dumps(data.preprocessing())))
+    restored.fit = None  # type: ignore[method-assign]
+    restored.setup()
+    assert restored.ids == data.ids and restored.spec == data.spec
+    assert np.array_equal(restored.pictures("test", [0, 1]), data.pictures("test", [0, 1]))
+
+
+@pytest.mark.parametrize("change", ["content", "name"])
+def test_changed_pictures_are_refused_by_a_restored_module(photos, change):
+    restored = make(photos)
+    restored.restore(ready(photos).preprocessing())
+    if change == "content":
+        save(photos / "cat" / "03.png")
+    else:
+        (photos / "cat" / "03.png").rename(photos / "cat" / "99.png")
+    with pytest.raises(ValueError, match="the data have changed since the run"):
+        restored.setup()
+
+
+# pictures that cannot be read
+
+
+def damage(photos):
+    """Each kind of damage once; what the message says of each."""
+    (photos / "cat" / "00.png").write_bytes(b"")
+    (photos / "cat" / "01.png").write_bytes(b"<html>not found</html>")
+    Image.new("RGB", (1, 1)).save(photos / "cat" / "02.png")
+    save(photos / "dog" / "03.jpg", size=64)
+    whole = (photos / "dog" / "03.jpg").read_bytes()
+    (photos / "dog" / "03.jpg").write_bytes(whole[: len(whole) // 2])
+    return [
+        "cat/00.png (0 bytes)",
+        "cat/01.png (not a picture)",
+        "cat/02.png (1×1 pixel)",
+        "dog/03.jpg (image file is trunc",
+    ]
+
+
+def test_all_pictures_that_cannot_be_read_are_named_in_one_line(photos):
+    expected = damage(photos)
+    message = refused(photos)
+    assert message.startswith("4 pictures in data.path=") and "data.on_corrupt=skip" in message
+    assert all(piece in message for piece in expected)
+
+
+def test_a_truncated_picture_alone_is_named(photos):
+    whole = (photos / "cat" / "05.png").read_bytes()
+    (photos / "cat" / "05.png").write_bytes(whole[:-40])
+    message = refused(photos)
+    assert message.startswith("1 picture in data.path=") and "cat/05.png" in message
+
+
+def test_of_many_the_first_are_named(photos):
+    for i in range(8):
+        (photos / "dog" / f"{i:02}.png").write_bytes(b"")
+    assert "dog/04.png (0 bytes) and 3 more;" in refused(photos)
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_skip_leaves_them_out_and_counts(photos, memory_gb, capsys):
+    damage(photos)
+    data = ready(photos, on_corrupt="skip", memory_gb=memory_gb)
+    assert len(names(data)) == 17 and not {"cat/00.png", "dog/03.jpg"} & {*names(data)}
+    assert any(
+        note.startswith("4 files left out, cannot be read: cat/00.png (0 bytes), ") for note in data.report()["notes"]
+    )
+    assert "4 files left out, cannot be read" in capsys.readouterr().out
+    assert sum(len(data.datasets[part]) for part in data.ids) == 17
+
+
+def test_a_class_of_which_nothing_can_be_read(photos):
+    """Found by looking, or only by decoding."""
+    for path in (photos / "dog").iterdir():
+        path.write_bytes(b"")
+    assert "has 1 classes to train on (cat); bring at least 2" in refused(photos, on_corrupt="skip")
+    for path in (photos / "dog").iterdir():
+        save(path)
+        path.write_bytes(path.read_bytes()[:-40] + path.name.encode())
+    assert "has no picture of dog in the training part" in refused(photos, on_corrupt="skip")
+
+
+# the same picture twice
+
+
+def test_a_picture_in_train_and_test_is_found_by_content(official):
+    shutil.copy(official / "test/cat/01.png", official / "train/cat/zz.png")
+    shutil.copy(official / "val/dog/01.png", official / "train/dog/zz.png")
+    message = refused(official)
+    assert "2 pictures in" in message and "are in two parts" in message and "data.on_overlap=drop" in message
+    assert "train/cat/zz.png = test/cat/01.png, train/dog/zz.png = val/dog/01.png" in message
+
+
+def test_dropped_overlaps_leave_train_first_and_test_never(official):
+    shutil.copy(official / "test/cat/01.png", official / "train/cat/zz.png")
+    shutil.copy(official / "test/cat/02.png", official / "val/cat/zz.png")
+    data = ready(official, on_overlap="drop")
+    assert not any(name.endswith("zz.png") for name in names(data)) and len(data.ids["test"]) == 8
+    assert any(note.startswith("2 files left out of train (or val)") for note in data.report()["notes"])
+
+
+def test_a_picture_in_two_classes_is_refused_or_left_out_altogether(photos):
+    shutil.copy(photos / "cat/01.png", photos / "dog/zz.png")
+    message = refused(photos)
+    assert "are in two classes: cat/01.png = dog/zz.png, dog/zz.png = cat/01.png" in message
+    data = ready(photos, on_overlap="drop")
+    assert len(names(data)) == 19 and not {"cat/01.png", "dog/zz.png"} & {*names(data)}
+
+
+def test_repeated_pictures_of_one_class_count_once(official):
+    shutil.copy(official / "train/cat/01.png", official / "train/cat/zz.png")
+    shutil.copy(official / "test/cat/01.png", official / "test/cat/zz.png")  # an official test part is left alone
+    data = ready(official)
+    assert "train/cat/zz.png" not in names(data) and "test/cat/zz.png" in names(data)
+    assert "1 file left out of train, repeated" in data.report()["notes"]
+
+
+# what is no set of pictures
+
+
+def test_a_path_that_does_not_exist(tmp_path):
+    assert "does not exist; give the folder" in refused(tmp_path / "nowhere", FileNotFoundError)
+
+
+def test_a_file_instead_of_a_folder(photos):
+    assert "is a file; give the folder" in refused(photos / "cat" / "01.png")
+
+
+def test_no_path():
+    with pytest.raises(ValueError, match=r"data\.path: say where your pictures are, data\.path=<folder"):
+        FolderData(**{**SETTINGS, "path": None})
+
+
+def test_relative_paths_and_home(photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    monkeypatch.setenv("HOME", str(photos.parent))
+    assert names(ready("photos")) == names(ready("~/photos")) == names(ready(photos))
+
+
+def test_no_class_folders(tmp_path):
+    save(tmp_path / "loose.png")
+    assert "has no class folders; put the pictures of each class" in refused(tmp_path)
+
+
+def test_no_class_folders_in_a_part(official):
+    shutil.rmtree(official / "test")
+    save(official / "test" / "loose.png")
+    assert "photos/test has no class folders" in refused(official)
+
+
+def test_a_class_folder_without_pictures(photos):
+    (photos / "fox").mkdir()
+    (photos / "fox" / "list.txt").write_text("none yet")
+    assert "photos/fox holds no pictures (.jpg" in refused(photos)
+
+
+def test_a_single_class(tmp_path):
+    assert "has 1 classes to train on (cat); bring at least 2" in refused(tree(tmp_path, "cat"))
+
+
+def test_a_class_with_one_example(photos):
+    save(photos / "fox" / "1.png")
+    assert "has one picture only of fox to train on; add pictures" in refused(photos)
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_class_that_train_does_not_know(official, part):
+    tree(official, f"{part}/fox", n=2)
+    assert f"has no training pictures of the classes {part}/fox; add them to train" in refused(official)
+
+
+def test_a_class_of_which_the_split_leaves_nothing_to_train_on(photos):
+    tree(photos, "fox", n=2)
+    assert "has no picture of fox in the training part" in refused(photos, split=[0.2, 0.4, 0.4])
+
+
+def test_parts_without_train(official):
+    shutil.rmtree(official / "train")
+    assert "has the folders test, val; test, val mean parts of the data" in refused(official)
+
+
+@pytest.mark.parametrize("name", ["fox", "valid"])
+def test_folders_beside_the_parts(official, name):
+    tree(official, f"{name}/cat", n=2)
+    assert "so there must be train, each part once, and nothing else" in refused(official)
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_no_permission(photos, monkeypatch, what):
+    hidden = str(photos / "dog") if what == "folder" else str(photos / "dog" / "03.png")
+
+    def guarded(call):
+        def guard(path, *arguments, **keywords):
+            if str(path) == hidden:
+                raise PermissionError(13, "Permission denied", hidden)
+            return call(path, *arguments, **keywords)
+
+        return guard
+
+    monkeypatch.setattr(os, "scandir", guarded(os.scandir))
+    monkeypatch.setattr("builtins.open", guarded(open))
+    message = refused(photos, PermissionError, on_corrupt="skip")
+    assert message.startswith(f"no permission to read {hidden} in data.path=") and "chmod -R u+rX" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("image_size", 0, "must be 1 or more, not 0"),
+        ("memory_gb", -1.0, "must be 0 or more, not -1.0"),
+        ("num_workers", -1, "must be 0 or more, not -1"),
+        ("channels", 2, "must be one of auto, 1, 3, not 2"),
+        ("on_corrupt", "ignore", "must be one of error, skip, not 'ignore'"),
+        ("on_overlap", "skip", "must be one of error, drop, not 'skip'"),
+    ],
+)
+def test_values_out_of_range_are_named(key, value, words):
+    with pytest.raises(ValueError) as error:
+        make("anywhere", **{key: value})
+    assert str(error.value) == f"data.{key} {words}"
+
+
+# decoded in training
+
+
+def same(a, b):
+    return all(
+        torch.equal(a["inputs"]["image"], b["inputs"]["image"]) and torch.equal(a[k], b[k]) for k in ("target", "index")
+    )
+
+
+@pytest.fixture
+def both(photos):
+    """The same pictures in memory and as files for two workers."""
+    return ready(photos), ready(photos, memory_gb=0.0, num_workers=2)
+
+
+def test_workers_make_the_batches_of_memory_in_the_same_order(both):
+    memory, files = both
+    assert isinstance(files.train_dataloader(), WorkerLoader) and not isinstance(
+        memory.train_dataloader(), WorkerLoader
+    )
+    loaders = memory.train_dataloader(), files.train_dataloader()
+    for _ in range(2):
+        batches = [list(loader) for loader in loaders]
+        assert len(batches[0]) == len(batches[1]) == 3
+        assert all(same(a, b) for a, b in zip(*batches, strict=True))
+    assert all(same(a, b) for a, b in zip(memory.val_dataloader(), files.val_dataloader(), strict=True))
+
+
+def test_statistics_and_report_do_not_depend_on_where_pictures_are(both):
+    memory, files = both
+    assert memory.preprocessing() == files.preprocessing()
+    assert files.report()["notes"][1:] == ["decoded in training: more than data.memory_gb=0.0"]
+    assert {**memory.report(), "notes": 0} == {**files.report(), "notes": 0}
+
+
+def test_figures_and_examples_are_there_for_files_too(both):
+    for part in ("train", "test"):
+        assert np.array_equal(*(data.pictures(part, np.array([2, 0])) for data in both))
+        assert both[0].labels(part, [2, 0]) == both[1].labels(part, [2, 0])
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, 2), (3, 1)])
+def test_seeking_gives_the_batches_that_would_have_come(both, epoch, step):
+    whole, resumed = both[0].train_dataloader(), both[1].train_dataloader()
+    whole.seek(epoch, 0)
+    resumed.seek(epoch, step)
+    expected, found = list(whole)[step:], list(resumed)
+    assert all(same(a, b) for a, b in zip(expected, found, strict=True))
+    assert (resumed.epoch, resumed.step) == (epoch + 1, 0)
+
+
+def test_the_position_is_that_of_the_next_batch_however_far_workers_are_ahead(both):
+    loader = both[1].train_dataloader()
+    next(iter(loader))
+    assert (loader.epoch, loader.step) == (0, 1)
+
+
+def test_workers_leave_the_global_generator_alone(both):
+    state = torch.get_rng_state()
+    list(both[1].train_dataloader())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_ranks_share_each_batch(photos):
+    def batches(rank, world, batch_size):
+        data = make(photos, memory_gb=0.0, batch_size=batch_size)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(strategy=strategy, global_rank=rank, world_size=world, training=False)  # type: ignore
+        data.setup()
+        return [batch["index"] for batch in data.train_dataloader()]
+
+    halves = zip(batches(0, 2, 2), batches(1, 2, 2), strict=True)
+    assert [torch.cat(pair).sort()[0].tolist() for pair in halves] == [x.sort()[0].tolist() for x in batches(0, 1, 4)]
+
+
+@pytest.mark.parametrize(("cores", "world", "n_workers"), [(8, 1, 7), (8, 2, 3), (1, 1, 1)])
+def test_workers_leave_a_core_to_training(photos, monkeypatch, cores, world, n_workers):
+    data = ready(photos, memory_gb=0.0, num_workers=None)
+    monkeypatch.setattr(image_files, "n_cores", lambda: cores)
+    monkeypatch.setattr(FolderData, "world", world)
+    loader = data.train_dataloader()
+    assert isinstance(loader, WorkerLoader) and loader.n_workers == n_workers
+
+
+def test_the_limit_of_memory_counts_the_decoded_bytes(photos):
+    exact = 20 * 3 * 8 * 8 / 1e9 * 1.001
+    assert isinstance(ready(photos, memory_gb=exact).datasets["train"], Samples)
+    assert not isinstance(ready(photos, memory_gb=exact * 0.99).datasets["train"], Samples)
+
+
+def test_progress_is_told_now_and_then(photos, monkeypatch, capsys):
+    monkeypatch.setattr(image_folders, "RHYTHM", -1.0)
+    ready(photos)
+    assert "looked at 20 of 20 pictures" in capsys.readouterr().out

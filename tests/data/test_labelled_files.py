@@ -1,0 +1,247 @@
+"""Labelled files: separator, header and columns are found or named; every mistake is one line with file and remedy."""
+
+from __future__ import annotations
+
+import builtins
+import json
+
+import pytest
+
+from quartet.data.labelled_files import LabelledFiles, looks_like_header, sniff
+
+
+def source(path, **settings) -> LabelledFiles:
+    values = {"header": "auto", "separator": None, "text": None, "label": None, "split_column": None, "group": None}
+    return LabelledFiles(path=None if path is None else str(path), **{"encoding": "utf-8", **values, **settings})
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write("a.csv", content) -> its path; text is written as UTF-8, a list as JSON lines."""
+
+    def write_file(name: str, content):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(content, list):
+            content = "\n".join(json.dumps(record) for record in content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write_file
+
+
+def read(path, **settings) -> list[tuple[str, str]]:
+    return [(row.text, row.label) for row in source(path, **settings).rows()]
+
+
+EXPECTED = [("good film", "pos"), ("bad film", "neg"), ("fine, really", "pos"), ('a "bad" one', "neg")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'text,label\ngood film,pos\nbad film,neg\n"fine, really",pos\n"a ""bad"" one",neg\n'),
+        ("a.csv", '\ufefftext,label\r\ngood film,pos\r\nbad film,neg\r\n\r\n"fine, really",pos\r\n"a ""bad"" one",neg'),
+        ("a.csv", 'text;label\ngood film;pos\nbad film;neg\nfine, really;pos\n"a ""bad"" one";neg\n'),
+        ("a.csv", 'pos\tgood film\nneg\tbad film\npos\tfine, really\nneg\ta "bad" one\n'),
+        ("a.tsv", 'good film\tpos\nbad film\tneg\nfine, really\tpos\na "bad" one\tneg\n'),
+        (
+            "a.tsv",
+            'label\tid\tsentence\npos\t1\tgood film\nneg\t2\tbad film\npos\t3\tfine, really\nneg\t4\ta "bad" one\n',
+        ),
+        ("a.jsonl", [{"text": text, "label": label} for text, label in EXPECTED]),
+        ("a.jsonl", [{"y": label, "words": text, "n": i} for i, (text, label) in enumerate(EXPECTED)]),
+    ],
+)
+def test_every_form_is_read_without_a_setting(write, name, content, capsys):
+    assert read(write(name, content)) == EXPECTED
+    assert "text = " in capsys.readouterr().out
+
+
+def test_a_line_break_inside_quotes_and_lines_counted_as_in_the_file(write):
+    path = write("a.csv", 'text,label\n"one\ntwo",a\nthree,b\nfour,a\nfive,b\n')
+    rows = source(path).rows()
+    assert rows[0].text == "one\ntwo"
+    assert rows[1].where == f"{path}, line 4"
+
+
+def test_controls_are_removed_but_tear_no_line(write):
+    assert read(write("a.tsv", "a\u2028b\x07\t1\nc\t0\nd\t1\ne\t0\n"))[0] == ("a\nb", "1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["1", "1.0", "0", "0.0"], ["1", "1", "0", "0"]),
+        (["0.5", ".5", "2", "2"], ["0.5", "0.5", "2", "2"]),
+        (["1", "1.0", "x", "x", "1", "1.0"], ["1", "1.0", "x", "x", "1", "1.0"]),  # not all are numbers: names
+        (["NA", "NA", "null", "null"], ["NA", "NA", "null", "null"]),
+        ([True, True, False, False], ["true", "true", "false", "false"]),
+        ([1, 1.0, 2, 2], ["1", "1", "2", "2"]),
+    ],
+)
+def test_labels_of_any_type(write, labels, classes):
+    path = write("a.jsonl", [{"text": f"some words {i}", "label": label} for i, label in enumerate(labels)])
+    assert [label for _, label in read(path)] == classes
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([["text", "label"], ["a", "b"]], True),
+        ([["Sentence", "x"], ["a", "x"]], True),
+        ([["what", "mood"], ["a", "glad"], ["b", "sad"]], True),
+        ([["good film", "pos"], ["bad film", "neg"], ["a film", "pos"]], False),
+        ([["good film", "1"], ["bad film", "0"]], False),
+        ([["text", "-1.5"], ["bad film", "0"]], False),
+        ([["text", ""], ["a", "b"]], False),
+        ([["text", "text"], ["a", "b"]], True),  # and then an error: two columns of one name
+        ([["a", "b"]], False),
+    ],
+)
+def test_headers(records, expected):
+    assert looks_like_header(records) is expected
+
+
+def test_a_header_can_be_said(write):
+    path = write("a.csv", "one,two\na,x\nb,two\nc,x\nlong,two\n")
+    assert read(path, text=0, label=1)[0] == ("one", "two")  # "two" stands below it again: a label
+    assert read(path, header=True, text=0, label=1)[0] == ("a", "x")
+    assert read(path, text="one", label="two")[0] == ("a", "x")  # a column with a name has a header
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_separators(separator):
+    assert sniff(f"text{separator}label\nsome text{separator}1\n") == separator
+    assert sniff("text;label\na, b;1\n") == ";"
+    assert sniff("no separator at all") == ","
+
+
+def test_columns_by_name_and_number(write):
+    path = write("a.csv", "title,body,mood,score\nT,a long body,glad,1\nU,a long text,sad,2\nV,b,glad,1\nW,c,sad,2\n")
+    assert read(path, text="title", label="score")[0] == ("T", "1")
+    assert read(path, text=0, label=2)[0] == ("T", "glad")
+
+
+# parts
+
+
+def test_a_folder_of_parts(write, tmp_path):
+    for name, n in (("train", 4), ("DEV", 2), ("test", 3)):
+        write(f"{name}.tsv", "".join(f"{name} text {i}\t{i % 2}\n" for i in range(n)))
+    write("notes.md", "not a table")
+    rows = source(tmp_path).rows()
+    assert [row.part for row in rows] == ["train"] * 4 + ["val"] * 2 + ["test"] * 3
+    assert rows[4].where == f"{tmp_path}/DEV.tsv, line 1"
+
+
+def test_a_header_of_train_is_that_of_all_parts(write, tmp_path):
+    write("train.csv", "text,label\na,1\nb,0\nc,1\nd,0\n")
+    write("test.csv", "label,text\n1,x\n0,y\n")
+    assert [(row.text, row.label) for row in source(tmp_path).rows() if row.part == "test"] == [("x", "1"), ("y", "0")]
+
+
+def test_a_single_file_in_a_folder(write, tmp_path):
+    write("reviews.csv", "text,label\na,1\nb,0\nc,1\nd,0\n")
+    assert [row.part for row in source(tmp_path).rows()] == [None] * 4
+
+
+def test_a_split_column(write):
+    path = write("a.csv", "text,label,set\na,1,train\nb,0,Training\nc,1,dev\nd,0,TEST\n")
+    rows = source(path, split_column="set").rows()
+    assert [row.part for row in rows] == ["train", "train", "val", "test"]
+    assert source(path).rows()[0].label == "1"  # a column of parts is no label
+
+
+def test_groups(write):
+    path = write("a.csv", "text,label,author\na,1,x\nb,0,y\nc,1,x\nd,0,y\n")
+    assert [row.group for row in source(path, group="author").rows()] == ["x", "y", "x", "y"]
+
+
+# mistakes: one line each, with the file and what to do
+
+GOOD = "text,label\na,1\nb,0\nc,1\nd,0\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "settings", "message"),
+    [
+        ("a.csv", "", {}, r"a.csv is empty; name another data.path"),
+        ("a.csv", "text,label\n", {}, r"a.csv has a header and no rows; bring rows, or say data.header=false"),
+        ("a.csv", b"\x89PNG\0\0\0", {}, r"a.csv is no text: a NUL byte at position 4"),
+        ("a.csv", b"text,label\nna\xefve,1\n", {}, r"a.csv is not utf-8: byte 0xef at position 13; .*data.encoding=…: lat"),
+        ("a.csv", "text,label\na,1\nb,1\n", {}, r"a.csv \(column label\): every label is '1'; .* at least 2 classes"),
+        ("a.csv", GOOD + "e,2\n", {}, r"only one example of the label '2' \(.*a.csv, line 6\); bring more, merge"),
+        ("a.csv", GOOD, {"label": "lable"}, r"a.csv has no column lable \(data.label\), did you mean label\?; it has text"),
+        ("a.csv", GOOD, {"text": 7}, r"a.csv has no column 7 \(data.text\); it has text, label"),
+        ("a.csv", GOOD, {"text": "label", "label": "label"}, r"a.csv: one column cannot be two things.*change data.text"),
+        ("a.csv", "text,label,text\na,1,b\n", {}, r"a.csv has 2 columns named 'text'; rename all but one, or say"),
+        ("a.csv", "text,label\na,1\nb,\nc, \nd,0\n", {}, r"a.csv: empty labels \(column label\) in lines 3, 4; fill"),
+        ("a.csv", "text,label\na,1\n,0\nc,0\n", {}, r"a.csv: empty texts \(column text\) in line 3; fill them or remove"),
+        ("a.csv", "text,label\na,1\nb,c,0\nd,0\n", {}, r"a.csv, line 3: 3 cells where the first line has 2 .*quote texts"),
+        ("a.csv", "text,label\na,1\nb\nc\n", {}, r"a.csv, line 3 and 1 more lines: 1 cells where the first line has 2"),
+        ("a.csv", 'text,label\n"a,1\nb,0\n', {}, r"a.csv, line \d+: unexpected end of data; a quote inside"),
+        ("a.csv", "text\na\nb\n", {}, r"a.csv has one column \(separator ','\).*say data.separator"),
+        ("a.csv", GOOD, {"header": "maybe"}, r"data.header must be auto, true or false, not 'maybe'"),
+        ("a.csv", GOOD, {"encoding": "utf9"}, r"data.encoding=utf9 is no text encoding; examples: utf-8, latin-1"),
+        ("a.csv", "text,label,s\na,1,train\nb,0,later\n", {"split_column": "s"}, r"line 3: 'later' in data.split_column"),
+        ("a.csv", "text,label,s\na,1,dev\nb,0,test\n", {"split_column": "s"}, r"a.csv has no row for train"),
+        ("a.csv", "a,b,l\nsome long,some text,1\nsome more,some words,0\n", {}, r"which column is the text, a or b\? say"),
+        ("a.csv", "t,m,n\nlong text,1,x\nmore text,2,y\n", {}, r"which column is the label, m or n\? say data.label=…"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": \n', {}, r"a.jsonl, line 2 is broken JSON .*; mend it"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n["b", 2]\n', {}, r"a.jsonl, line 2 must be an object such as"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', {}, r"a.jsonl: empty labels \(column label\) in line 2"),
+        ("a.jsonl", '{"text": "a", "label": NaN}\n{"text": "b"}\n', {}, r"empty labels .* in lines 1, 2;"),
+        ("a.xlsx", GOOD, {}, r"a.xlsx must end in .csv, .tsv, .jsonl or .ndjson, which say how it is read"),
+    ],
+)  # fmt: skip
+def test_bad_files(write, name, content, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        source(write(name, content), **settings).rows()
+    assert "\n" not in str(caught.value)
+
+
+def test_many_empty_labels_are_counted(write):
+    path = write("a.csv", "text,label\n" + "a,\n" * 9)
+    with pytest.raises(ValueError, match=r"in lines 2, 3, 4, 5, 6 and 4 more; fill them"):
+        source(path).rows()
+
+
+def test_paths_that_are_not_there(tmp_path, write):
+    with pytest.raises(ValueError, match=r"data.path is missing.*data.path=<CSV, TSV, JSONL or folder>"):
+        source(None).rows()
+    write("reviews.csv", GOOD)
+    with pytest.raises(FileNotFoundError, match=r"review.csv does not exist, did you mean .*reviews.csv\?"):
+        source(tmp_path / "review.csv").rows()
+
+
+def test_folders_that_say_too_little_or_too_much(tmp_path, write):
+    with pytest.raises(
+        ValueError, match=r"has no train.csv, train.tsv or train.jsonl \(no such files at all\); name the"
+    ):
+        source(tmp_path).rows()
+    write("a.csv", GOOD)
+    write("b.csv", GOOD)
+    with pytest.raises(ValueError, match=r"has no train.csv.* \(a.csv, b.csv\); name the training file so"):
+        source(tmp_path).rows()
+    write("train.csv", GOOD)
+    with pytest.raises(ValueError, match=r"has a file for each part; leave out data.split_column=part"):
+        write("test.csv", GOOD)
+        source(tmp_path, split_column="part").rows()
+    write("train.tsv", GOOD)
+    with pytest.raises(ValueError, match=r"has train.csv and train.tsv; keep one of them"):
+        source(tmp_path).rows()
+
+
+def test_no_permission(write, tmp_path, monkeypatch):
+    path = write("a.csv", GOOD)
+
+    def refuse(*arguments, **settings):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(PermissionError, match=r"no permission to read the folder .*; ask its owner"):
+        source(tmp_path).rows()
+    monkeypatch.setattr(builtins, "open", refuse)
+    with pytest.raises(PermissionError, match=r"no permission to read .*a.csv; ask its owner, or allow it: chmod"):
+        source(path).rows()

@@ -1,0 +1,275 @@
+"""Text files: found, decoded strictly, cleaned; read in blocks as in one go; the cache is whole or not there."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import threading
+import unicodedata
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quartet.data import text_files
+from quartet.data.text_files import FileDocument, Reading, TextFiles, cache_key, cached, find_texts
+
+UTF8 = Reading("utf-8", None)
+SUFFIXES = [".txt", ".md"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(name: str, content: bytes | str = "text"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return write_file
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUARTET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "text"
+
+
+# finding
+
+
+def test_a_folder_gives_its_texts_sorted_without_hidden_ones(write, tmp_path):
+    for name in ("b.txt", "a/z.MD", "a/b.txt", ".hidden.txt", ".git/x.txt", "code.py"):
+        write(name)
+    found = find_texts(str(tmp_path), SUFFIXES)
+    assert list(found) == ["a/b.txt", "a/z.MD", "b.txt"]
+    assert found["a/b.txt"] == f"{tmp_path}/a/b.txt"
+
+
+def test_a_file_of_any_name_and_a_glob(write, tmp_path):
+    for name in ("x.py", "deep/er/y.py", "z.txt"):
+        write(name)
+    assert list(find_texts(f"{tmp_path}/x.py", SUFFIXES)) == ["x.py"]
+    assert [name.rpartition("/")[2] for name in find_texts(f"{tmp_path}/**/*.py", SUFFIXES)] == ["y.py", "x.py"]
+    odd = write("[1].txt")  # a name that looks like a glob
+    assert find_texts(odd, SUFFIXES) == {"[1].txt": odd}
+
+
+def test_nothing_found(tmp_path, write):
+    write("code.py")
+    write("notes.txt")
+    with pytest.raises(ValueError, match=r"data.path is missing.*data.path=<file, folder or glob>"):
+        find_texts(None, SUFFIXES)
+    with pytest.raises(FileNotFoundError, match=r"note.txt does not exist, did you mean .*notes.txt\?"):
+        find_texts(f"{tmp_path}/note.txt", SUFFIXES)
+    with pytest.raises(FileNotFoundError, match=r"\*.tex matches no file; \*\* stands for folders"):
+        find_texts(f"{tmp_path}/*.tex", SUFFIXES)
+    with pytest.raises(
+        FileNotFoundError, match=r"no text files below .* \(names that end in .tex\); name others with a gl"
+    ):
+        find_texts(str(tmp_path), [".tex"])
+
+
+def test_no_permission(write, tmp_path, monkeypatch):
+    path = write("a.txt")
+
+    def refuse(*arguments, **settings):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", refuse)
+        with pytest.raises(PermissionError, match=r"no permission to read .*a.txt; ask its owner, or allow it: chmod"):
+            find_texts(path, SUFFIXES)
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(PermissionError, match=r"no permission to read .* below .*; ask its owner"):
+        find_texts(str(tmp_path), SUFFIXES)
+
+
+# decoding and cleaning
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding", "text"),
+    [
+        (b"\xef\xbb\xbfna\xc3\xafve", "utf-8", "naïve"),
+        (b"na\xefve", "latin-1", "naïve"),
+        ("天地".encode("gb18030"), "gb18030", "天地"),
+        ("天地".encode("utf-16"), "utf-16", "天地"),
+        (b"a\r\nb\rc\nd\x0be\x0cf\xc2\x85g\xe2\x80\xa8h", "utf-8", "a\nb\nc\nd\ne\nf\ng\nh"),
+        (b"a\x01b\x1b[0m\x7f\tc\xc2\x9f\xef\xbb\xbfd", "utf-8", "ab[0m\tcd"),
+    ],
+)
+def test_bytes_to_clean_text(write, data, encoding, text):
+    assert Reading(encoding, None).read(write("a.txt", data)) == text
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFKC", "NFD", "NFKD"])
+def test_normalisation(write, form):
+    text = "ﬁne naïve ①"
+    assert Reading("utf-8", form).read(write("a.txt", text)) == unicodedata.normalize(form, text)
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]) | st.sampled_from(" \n\n天a"), max_size=300)
+
+
+@given(text=texts, block=st.integers(1, 64), form=st.sampled_from([None, "NFC"]))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_blocks_of_any_size_are_the_whole_text(tmp_path, text, block, form):
+    """Normalisation is the exception where a text without any line end or space is cut inside a character."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(text.encode())
+    whole = Reading("utf-8", None).read(str(path))
+    before, text_files.BLOCK = text_files.BLOCK, block
+    try:
+        assert Reading("utf-8", None).read(str(path)) == whole
+        document = FileDocument("a", str(path), UTF8, 0, len(whole))
+        assert "".join(document.pieces()) == whole
+        third = len(whole) // 3
+        span = document.span(third, 2 * third)
+        assert (len(span), "".join(span.pieces())) == (third, whole[third : 2 * third])
+    finally:
+        text_files.BLOCK = before
+
+
+def test_spans_of_spans(write):
+    document = FileDocument("a", write("a.txt", "0123456789"), UTF8, 0, 10).span(2, 8).span(1, 9)
+    assert "".join(document.pieces()) == "34567" and len(document) == 5
+
+
+@pytest.mark.parametrize("block", [4, 2**20])
+def test_a_wrong_encoding_names_file_byte_and_remedy(write, monkeypatch, block):
+    monkeypatch.setattr(text_files, "BLOCK", block)
+    path = write("a.txt", "\ufeffnaïv ".encode() + b"na\xefve")
+    with pytest.raises(
+        ValueError, match=r"a.txt is not utf-8: byte 0xef at position 11; say .* data.encoding=…: latin-1"
+    ):
+        UTF8.read(path)
+    with pytest.raises(ValueError, match=r"is not utf-8: byte 0xc3 at position 1; "):
+        UTF8.read(write("b.txt", b"a\xc3"))  # ends inside a character
+    with pytest.raises(ValueError, match=r"is not gb18030: byte 0xff at position 4; .*…: utf-8, latin-1"):
+        Reading("gb18030", None).read(write("c.txt", "天地".encode("gb18030") + b"\xff\xff"))
+
+
+def test_what_is_no_text(write):
+    with pytest.raises(
+        ValueError, match=r"a.png is no text: a NUL byte at position 4; name a text file, or its data.enco"
+    ):
+        UTF8.read(write("a.png", b"\x89PNG\0\0"))
+    with pytest.raises(ValueError, match=r"a.txt begins like UTF-16; read it so: data.encoding=utf-16"):
+        UTF8.read(write("a.txt", "text".encode("utf-16")))
+    with pytest.raises(ValueError, match=r"is a folder; name a file"):
+        UTF8.read(str(write("d/a.txt")).rpartition("/")[0])
+
+
+@pytest.mark.parametrize("name", ["utf9", "base64", "nonsense"])
+def test_an_unknown_encoding(name):
+    with pytest.raises(ValueError, match=rf"data.encoding={name} is no text encoding; examples: utf-8, latin-1"):
+        Reading(name, None)
+
+
+def test_an_unknown_normalisation():
+    with pytest.raises(ValueError, match=r"data.normalize must be null, NFC, NFKC, NFD or NFKD, not 'nfx'"):
+        Reading("utf-8", "nfx")
+
+
+# the corpus
+
+
+@pytest.mark.parametrize("in_memory_mb", [1, 0])
+def test_an_empty_file_and_a_folder_of_empty_files(write, tmp_path, cache, in_memory_mb):
+    path = write("corpus/a.txt", "")
+    write("corpus/b.txt", b"\xef\xbb\xbf\x07")
+    for some in (path, str(tmp_path / "corpus")):
+        with pytest.raises(ValueError, match=rf"{some} is empty: there is no text in it; name another data.path"):
+            TextFiles(some, UTF8, SUFFIXES, in_memory_mb).load()
+
+
+def test_the_fingerprint_is_of_the_content_wherever_it_is(write, tmp_path):
+    def fingerprint(path, reading=UTF8):
+        return TextFiles(path, reading, SUFFIXES, 1).load().fingerprint
+
+    a, b, c = write("one/a.txt", "text"), write("two/b.txt", "text"), write("c.txt", "texts")
+    assert fingerprint(a) == fingerprint(b) == fingerprint(str(tmp_path / "one"))
+    assert len({fingerprint(a), fingerprint(c), fingerprint(a, Reading("utf-8", "NFC"))}) == 3
+
+
+# the cache
+
+
+def test_keys_depend_on_every_fact():
+    assert cache_key("x", 1, [2]) == cache_key("x", 1, [2])
+    assert len({cache_key("x", 1), cache_key("x", 2), cache_key("y", 1), cache_key("x", 1, None)}) == 4
+
+
+def test_what_is_cached_is_made_once(cache):
+    made = []
+    for _ in range(2):
+        path = cached("k.test", lambda file: made.append(file.write(b"content")))
+    assert path.read_bytes() == b"content" and made == [7]
+
+
+def test_two_that_start_together_both_get_the_whole(cache):
+    both = threading.Barrier(2)
+
+    def write(file):
+        both.wait(10)  # both have found nothing and write at the same time
+        for _ in range(100):
+            file.write(b"0123456789")
+
+    paths = []
+    threads = [threading.Thread(target=lambda: paths.append(cached("k.test", write))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(paths) == 2 and paths[0].read_bytes() == b"0123456789" * 100
+    assert [path.name for path in cache.iterdir()] == ["k.test"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no text")])
+def test_an_interrupted_write_leaves_nothing(cache, error):
+    def write(file):
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(type(error)):
+        cached("k.test", write)
+    assert not list(cache.iterdir())
+
+
+def test_a_full_disk_is_one_clear_message_and_leaves_nothing(cache):
+    def write(file):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"the disk is full: no room for the token cache in .*cache/text .*QUARTET_CACHE"):
+        cached("k.test", write)
+    assert not list(cache.iterdir())
+
+
+def test_a_disk_that_is_full_in_earnest(monkeypatch):
+    monkeypatch.setattr(text_files, "text_cache", lambda: text_files.Path("/dev"))
+    path = text_files.Path("/dev/full")
+    if not path.exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(OSError) as caught, open(path, "wb") as full:
+        full.write(b"x")
+        full.flush()
+    assert "the disk is full" in str(text_files._explained(caught.value))
+
+
+def test_a_cache_that_may_not_be_written(cache, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(text_files.tempfile, "NamedTemporaryFile", refuse)
+    with pytest.raises(PermissionError, match=r"the token cache .* cannot be written; point QUARTET_CACHE to a folder"):
+        cached("k.test", lambda file: None)
+
+
+def test_a_file_the_user_may_not_read_is_not_blamed_on_the_cache(cache):
+    def write(file):
+        raise PermissionError("no permission to read a.txt")
+
+    with pytest.raises(PermissionError, match=r"no permission to read a.txt"):
+        cached("k.test", write)
