@@ -59,7 +59,7 @@ def test_any_number_of_classes_is_drawn_also_where_some_are_absent(n_classes):
 
 
 def test_no_mistakes_and_a_constant_target_are_drawn():
-    assert figures.render(figures.mistakes_figure(np.zeros((0, 1, 1, 1)), [], "no mistakes")).shape[0] < 60
+    assert figures.render(figures.pictures_figure(np.zeros((0, 1, 1, 1)), [], "no mistakes")).shape[0] < 60
     constant = np.ones(5)
     assert figures.render(figures.regression_figure(constant, constant, "title")).std() > 5
 
@@ -67,4 +67,4 @@ def test_no_mistakes_and_a_constant_target_are_drawn():
 def test_pictures_in_colour_and_in_grey():
     for channels in (1, 3):
         pictures = np.random.default_rng(0).integers(0, 255, (6, 4, 4, channels)).astype(np.uint8)
-        assert figures.render(figures.mistakes_figure(pictures, ["a\nb"] * 6, "title")).std() > 5
+        assert figures.render(figures.pictures_figure(pictures, ["a\nb"] * 6, "title")).std() > 5

@@ -122,7 +122,7 @@ class Figures(Callback):
             captions = [f"true {_brief(a)}\npredicted {_brief(b)}, {p:.0%}" for a, b, p in names]
             title = f"{title}: {'worst' if names else 'no'} mistakes"
             pictures = data.pictures(part, index[worst]) if names else np.zeros((0, 1, 1, 1))
-            show_figure(trainer, part, "mistakes", figures.mistakes_figure(pictures, captions, title))
+            show_figure(trainer, part, "mistakes", figures.pictures_figure(pictures, captions, title))
         else:
             samples = _describe(data, part, index[worst])
             rows = [f"| {a} | {b} | {p:.0%} | {text} |" for (a, b, p), text in zip(names, samples, strict=True)]

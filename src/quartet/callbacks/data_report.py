@@ -48,7 +48,7 @@ class DataReport(Callback):
         ids = [i * len(dataset) // n for i in range(n)]
         labels = dataset.gather(torch.as_tensor(ids))["target"].tolist()
         captions = [figures.shorten(data.spec.classes[label], 12) for label in labels]
-        figure = figures.mistakes_figure(data.pictures("train", ids), captions, "training pictures")
+        figure = figures.pictures_figure(data.pictures("train", ids), captions, "training pictures")
         show_figure(trainer, "data", "examples", figure)
 
 

@@ -169,7 +169,7 @@ def worst_mistakes(probabilities: Array, target: Array, n: int) -> Array:
     return wrong[np.argsort(probabilities[wrong, target[wrong]], kind="stable")][:n]
 
 
-def mistakes_figure(pictures: Array, captions: list[str], title: str, columns: int = 5) -> Figure:
+def pictures_figure(pictures: Array, captions: list[str], title: str, columns: int = 5) -> Figure:
     """(n, S, S, 1 or 3) uint8 in a grid, each below its caption of two lines; with none, the title alone."""
     rows, pitch = -(-len(captions) // columns), 1.35
     figure = _figure(1.7 * columns, 0.45 + 1.7 * pitch * rows)

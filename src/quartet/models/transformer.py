@@ -223,7 +223,12 @@ class Transformer(nn.Module):
         sizes = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_ff")
         small = too_small(settings, sizes)
         misfits = [] if small else _misfits(settings)
-        return [*unknown_choices(settings, _CHOICES), *small, *misfits, *bad_dropout(settings, ("dropout", "token_dropout"))]
+        return [
+            *unknown_choices(settings, _CHOICES),
+            *small,
+            *misfits,
+            *bad_dropout(settings, ("dropout", "token_dropout")),
+        ]
 
     def _initialise(self, n_layers: int) -> None:
         """GPT-2: normal with 0.02, residual projections shrunk by √(2·layers) so that the variance does not grow."""
