@@ -46,6 +46,13 @@ def test_help_answers_in_about_a_second(script):
     assert min(seconds) < 2.5, seconds
 
 
+def test_help_shows_the_choices_and_the_config_that_they_make(script):
+    text = script("train", "--help", "model=mlp", "optimizer.lr=0.5").stdout
+    assert text.startswith("Train a model") and "breast_cancer" in text
+    assert "  lr: 0.5" in text and "quartet.models.mlp.MLP" in text and "\n  trainer     auto" in text
+    fails(script("train", "--help", "modl=mlp"), "did you mean model?")
+
+
 def test_mistakes_in_a_config_are_found_before_torch_is_imported(script, no_torch):
     fails(script("train", "model=mlp", "data=stdlib", environment=no_torch), "breast_cancer", "diabetes", "wine")
 
