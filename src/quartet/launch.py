@@ -64,14 +64,21 @@ def _report(run: Run, result: dict[str, Any]) -> None:
     print(f"\nrun: {run}\nnext:")
     print(f"  python scripts/evaluate.py run={where} split=test")
     if generates:
-        print(f'  python scripts/generate.py run={where} prompt="def "')
+        word = "def " if _prompt(run) else "The "
+        print(f'  python scripts/generate.py run={where} prompt="{word}"')
     print("  make tensorboard", flush=True)
+
+
+def _prompt(run: Run) -> str:
+    """How a sample of these data begins; "" begins a document."""
+    return run.config.data.recipe.get("prompt") or ""
 
 
 def _show_sample(run: Run) -> None:
     from quartet.generate import generate
 
     print("\na sample:\n")
-    pieces = generate(run, prompt="", max_tokens=SAMPLE_TOKENS, temperature=0.7, top_k=50, top_p=None, seed=0)
-    text = "".join(pieces)
+    prompt = _prompt(run)
+    pieces = generate(run, prompt=prompt, max_tokens=SAMPLE_TOKENS, temperature=0.7, top_k=50, top_p=None, seed=0)
+    text = prompt + "".join(pieces)
     print("\n".join(f"  | {line}" for line in text.splitlines()))
