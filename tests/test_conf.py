@@ -95,9 +95,6 @@ def test_the_gpu_trainer_composes(compose):
 @pytest.mark.parametrize("logger", options("logger"))
 def test_all_callbacks_and_loggers(compose, callbacks, logger):
     arguments = ["model=mlp", "trainer=debug", f"callbacks={callbacks}", f"logger={logger}"]
-    if logger == "wandb":
-        assert compose(*arguments).logger  # the package is an extra
-        return
     _, result = create_and_train(compose(*arguments))
     assert result["status"] == "completed"
 

@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,6 +40,7 @@ SHORT = ["trainer.max_steps=10", "trainer.max_epochs=-1", "trainer.val_check_int
 SHORT += ["data.batch_size=8", "trainer.accelerator=cpu"]
 
 # train/loss of the ten steps of each family, CPU, one thread; a refactor keeps them, a changed default does not
+PROJECT = Path(__file__).parents[1]
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
 
 
@@ -278,6 +281,29 @@ def test_a_pickle_in_a_checkpoint_is_not_run(short_run, tmp_path):
     with pytest.raises(ValueError, match="holds more than tensors and plain data; it was not loaded"):
         evaluate(run, "test")
     assert not (tmp_path / "harm").exists()
+
+
+# the user's own data, as the README shows it
+
+
+def test_the_readme_s_own_files_train_and_are_found_again_from_another_directory(compose, tmp_path, monkeypatch):
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    commands = re.findall(r"^python scripts/train.py (?!-m)(.*data.path=own.*)$", text, re.M)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {})
+    (tmp_path / "elsewhere").mkdir()
+    started = [command for command in commands if "model.weights" not in command and "model.init_from" not in command]
+    assert len(started) == 3  # texts, pictures, a table
+    for command in started:
+        monkeypatch.chdir(tmp_path)
+        small = (
+            ["model.d_hidden=16"] if "model=rnn" in command else ["model.widths=[4,8]"] if "image" in command else []
+        )
+        run, result = create_and_train(compose(*shlex.split(command), *small, *SHORT, "callbacks=none"))
+        assert result["status"] == "completed"
+        monkeypatch.chdir(tmp_path / "elsewhere")  # data.path was relative
+        assert evaluate(run, "test")["test/loss"] == pytest.approx(result["metrics"]["test/loss"], abs=1e-6)
 
 
 # sweeps

@@ -40,8 +40,6 @@ class Run:
 
         Raises FileExistsError where `run.dir` names a directory that is not empty.
         """
-        if config.data.get("path"):
-            config.data.path = str(Path(config.data.path).expanduser().absolute())  # the same from every directory
         run = cls(_new_directory(config))
         (run.directory / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
         run.write("environment.json", {**environment(), "signature": signature(config)})

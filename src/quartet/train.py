@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from quartet import build, transfer
-from quartet.data.base import DataModule
+from quartet.data.base import DataModule, user_path
 from quartet.run import Run
 from quartet.tasks.base import Task
 
@@ -61,6 +61,8 @@ class History(Callback):
 def create_and_train(config: DictConfig) -> tuple[Run, dict[str, Any]]:
     """Check the config, make its run directory and train; a mistake found before training leaves no directory."""
     build.check(config)
+    if config.data.get("path"):
+        config.data.path = user_path(config.data.path)  # the run's config means the same from every directory
     transfer.make_absolute(config)
     run = Run.create(config)
     try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from quartet.callbacks import figures
@@ -22,7 +22,7 @@ LONGEST_EXAMPLE = 300  # characters
 class DataReport(Callback):
     """Sizes, classes, lengths and missing values as `data/report`, some samples as `data/examples` (of training).
 
-    Both go to TensorBoard and to `figures/` of the run; the numbers stand in `data.json`. `n_examples` is how many
+    Both go to TensorBoard and to `figures/` of the run; they are drawn from its `data.json`. `n_examples` is how many
     samples are shown.
     """
 
@@ -33,7 +33,7 @@ class DataReport(Callback):
         if not trainer.is_global_zero or trainer.global_step > 0:  # a resumed run has its report
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        report = data.report()
+        report = json.loads(Path(trainer.default_root_dir, "data.json").read_text(encoding="utf-8"))
         show_figure(trainer, "data", "report", report_figure(report))
         if hasattr(data, "pictures"):
             self._pictures(trainer, data)
@@ -43,11 +43,10 @@ class DataReport(Callback):
 
     def _pictures(self, trainer: Trainer, data: Any) -> None:
         """Pictures evenly spaced over the training part."""
-        dataset = data.datasets["train"]
-        n = min(self.n_examples, len(dataset))
-        ids = [i * len(dataset) // n for i in range(n)]
-        labels = dataset.gather(torch.as_tensor(ids))["target"].tolist()
-        captions = [figures.shorten(data.spec.classes[label], 12) for label in labels]
+        n_all = len(data.datasets["train"])
+        n = min(self.n_examples, n_all)
+        ids = [i * n_all // n for i in range(n)]
+        captions = [figures.shorten(data.spec.classes[label], 12) for label in data.labels("train", ids)]
         figure = figures.pictures_figure(data.pictures("train", ids), captions, "training pictures")
         show_figure(trainer, "data", "examples", figure)
 
@@ -72,7 +71,7 @@ def report_figure(report: dict[str, Any]) -> Figure:
     panels += [(_draw_histogram, item) for item in report.get("histograms", {}).items()]
     if report.get("columns"):
         panels.append((_draw_missing, (report["columns"],)))
-    figure = figures._figure(6.0 + 4.6 * len(panels), 4.8, layout="constrained")
+    figure = figures.blank_figure(6.0 + 4.6 * len(panels), 4.8, layout="constrained")
     axes = figure.subplots(1, 1 + len(panels), squeeze=False, width_ratios=[1.3, *[1] * len(panels)])[0]
     _draw_parts(axes[0], report)
     for place, (draw, arguments) in zip(axes[1:], panels, strict=True):

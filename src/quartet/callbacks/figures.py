@@ -79,7 +79,7 @@ def confusion_figure(target: Array, predicted: Array, classes: tuple[str, ...], 
     counts = confusion_matrix(target, predicted, len(classes))
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     n = len(classes)
-    figure = _figure(max(5.0, min(9.0, 1.8 + 0.42 * n)), max(4.6, min(8.6, 1.4 + 0.42 * n)), layout="tight")
+    figure = blank_figure(max(5.0, min(9.0, 1.8 + 0.42 * n)), max(4.6, min(8.6, 1.4 + 0.42 * n)), layout="tight")
     axes = figure.subplots()
     shades = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))  # the root shows rare mistakes
     accuracy = np.trace(counts) / max(counts.sum(), 1)
@@ -118,7 +118,7 @@ def curves_figure(probabilities: Array, target: Array, classes: tuple[str, ...],
     areas = {c: float(np.trapezoid(y, x)) for c, (x, y) in receiver.items()}
     averages = {c: float((np.diff(x) * y[1:]).sum()) for c, (x, y) in precision.items()}
 
-    figure = _figure(10.5, 4.8)
+    figure = blank_figure(10.5, 4.8)
     left, right = figure.subplots(1, 2)
     left.plot((0, 1), (0, 1), color="0.7", linewidth=0.8)
     _draw_curves(left, receiver, areas, classes, "AUC")
@@ -172,7 +172,7 @@ def worst_mistakes(probabilities: Array, target: Array, n: int) -> Array:
 def pictures_figure(pictures: Array, captions: list[str], title: str, columns: int = 5) -> Figure:
     """(n, S, S, 1 or 3) uint8 in a grid, each below its caption of two lines; with none, the title alone."""
     rows, pitch = -(-len(captions) // columns), 1.35
-    figure = _figure(1.7 * columns, 0.45 + 1.7 * pitch * rows)
+    figure = blank_figure(1.7 * columns, 0.45 + 1.7 * pitch * rows)
     figure.suptitle(title, fontsize=10, y=1 - 0.08 / figure.get_figheight(), va="top")
     axes = figure.add_axes((0.01, 0.0, 0.98, 1 - 0.35 / figure.get_figheight()))
     axes.axis("off")
@@ -194,7 +194,7 @@ def regression_figure(prediction: Array, target: Array, title: str) -> Figure:
     residuals = prediction - target
     spread = np.square(target - target.mean()).sum()
     r2 = 1 - np.square(residuals).sum() / spread if spread else float("nan")
-    figure = _figure(10, 4.6)
+    figure = blank_figure(10, 4.6)
     left, right = figure.subplots(1, 2)
     ends = min(target.min(), prediction.min()), max(target.max(), prediction.max())
     left.plot(ends, ends, color="0.6", linewidth=1)
@@ -216,7 +216,7 @@ def regression_figure(prediction: Array, target: Array, title: str) -> Figure:
     return figure
 
 
-def _figure(width: float, height: float, layout: Any = None) -> Figure:
+def blank_figure(width: float, height: float, layout: Any = None) -> Figure:
     """An empty figure; without `layout` the margins suit two panels (finding them costs as much as drawing)."""
     from matplotlib.figure import Figure
 

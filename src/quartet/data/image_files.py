@@ -44,7 +44,7 @@ USUAL_SIZE = 64  # pixels, for pictures of several sizes
 
 
 class FolderData(PictureData):
-    """Pictures in one folder for each class; folders above them that are named like parts (see `PARTS`) are kept.
+    """Pictures in one folder for each class; folders above them that are named like parts (see `PART_NAMES`) are kept.
 
     - `image_size`: side in pixels; None takes the side that all training pictures share, if they are squares of at most
       `LARGEST_FOUND`, else `USUAL_SIZE`

@@ -20,9 +20,8 @@ import numpy as np
 
 from quartet.data.base import user_path
 from quartet.data.images import Examples, class_counts, to_uint8
-from quartet.data.splits import SPLITS
+from quartet.data.splits import PART_NAMES, SPLITS
 
-PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HIDDEN = (".", "__MACOSX")  # beginnings of names that file managers and archives leave behind
 SHOWN = 5  # names in a message
@@ -73,7 +72,7 @@ def list_files(path: str) -> tuple[list[PictureFile], int]:
 def _official(root: str, path: str) -> dict[str, str | None]:
     """The folders that hold class folders, with the part that each is named for."""
     names, _ = _content(root)
-    parts: dict[str, str | None] = {name: PARTS[name.lower()] for name in names if name.lower() in PARTS}
+    parts: dict[str, str | None] = {name: PART_NAMES[name.lower()] for name in names if name.lower() in PART_NAMES}
     if not parts:
         return {"": None}
     others = [name for name in names if name not in parts]

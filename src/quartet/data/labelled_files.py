@@ -23,15 +23,10 @@ from typing import Any
 
 from quartet.data.base import user_path
 from quartet.data.sources import LabelledText
+from quartet.data.splits import PART_NAMES, SPLITS
 from quartet.data.text_files import Reading
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
-SYNONYMS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev", "development"),
-    "test": ("test", "testing"),
-}
-PART_OF = {name: part for part, names in SYNONYMS.items() for name in names}
 USUAL = {  # names that settle which column is which
     "text": ("text", "sentence", "review", "content", "comment", "document", "message", "tweet", "body"),
     "label": ("label", "labels", "class", "category", "target", "sentiment", "topic", "y"),
@@ -156,13 +151,13 @@ def find_tables(path: str) -> dict[str | None, str]:
         raise PermissionError(f"no permission to read the folder {path}; ask its owner") from None
     found: dict[str, list[str]] = {}
     for name in names:
-        if part := PART_OF.get(Path(name).stem.lower()):
+        if part := PART_NAMES.get(Path(name).stem.lower()):
             found.setdefault(part, []).append(name)
     double = next((files for files in found.values() if len(files) > 1), None)
     if double:
         raise ValueError(f"{path} has {' and '.join(double)}; keep one of them")
     if "train" in found:
-        return {part: os.path.join(path, found[part][0]) for part in SYNONYMS if part in found}
+        return {part: os.path.join(path, found[part][0]) for part in SPLITS if part in found}
     if len(names) == 1:
         return {None: os.path.join(path, names[0])}
     raise ValueError(
@@ -323,7 +318,7 @@ def fewest(rows: Rows, names: list[str]) -> list[str]:
     telling = {
         name: found
         for name, found in values.items()
-        if len(found) > 1 and not {x.lower() for x in found} <= PART_OF.keys()
+        if len(found) > 1 and not {x.lower() for x in found} <= PART_NAMES.keys()
     }
     counts = {name: len(found) for name, found in (telling or values).items()}
     return [name for name, n in counts.items() if n == min(counts.values())]
@@ -351,11 +346,12 @@ def _lines(numbers: list[int]) -> str:
 
 
 def _parts(rows: Rows, cells: list[str]) -> list[str]:
-    parts = [PART_OF.get(cell.strip().lower()) for cell in cells]
+    parts = [PART_NAMES.get(cell.strip().lower()) for cell in cells]
     if None in parts:
         i = parts.index(None)
         raise ValueError(
-            f"{rows.path}, line {rows.lines[i]}: {cells[i]!r} in data.split_column names no part; take {', '.join(PART_OF)}"
+            f"{rows.path}, line {rows.lines[i]}: {cells[i]!r} in data.split_column names no part; "
+            f"take {', '.join(PART_NAMES)}"
         )
     if "train" not in parts:
         raise ValueError(f"{rows.path} has no row for train in data.split_column; it has {', '.join(sorted({*cells}))}")

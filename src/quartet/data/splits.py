@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 
 SPLITS = ("train", "val", "test")
+PART_NAMES = {  # what people call the parts, in files, folders and columns
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 Parts = dict[str, list[int]]  # the places of the samples of each part, ascending
 
 

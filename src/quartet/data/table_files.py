@@ -20,7 +20,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from quartet.data.memory import Samples
-from quartet.data.splits import SPLITS
+from quartet.data.splits import PART_NAMES, SPLITS
 from quartet.data.table_columns import (
     KINDS,
     MISSING,
@@ -39,8 +39,6 @@ from quartet.data.table_columns import (
 from quartet.data.table_reader import read_bytes, read_table
 from quartet.data.tables import Table, Tabular
 
-PART_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-PART_NAMES |= dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val")
 N_EXAMPLES = 8  # training rows in the report
 MANY_NUMBERS = 20  # distinct whole numbers in a target; more are a quantity
 
