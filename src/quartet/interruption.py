@@ -1,7 +1,7 @@
 """A signal from outside: Ctrl-C, a scheduler that takes the machine back. Imports no torch.
 
 While a network trains the signal is only noted; training stops at the next place from which it can go on exactly
-(`deferred`). Anywhere else it stops the process at once. A second Ctrl-C always does.
+(`request.deferred`). Anywhere else it stops the process at once. A second Ctrl-C always does.
 """
 
 from __future__ import annotations
@@ -36,26 +36,30 @@ class StopRequest:
         self.deferred = False
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
-        first, self.signum = self.signum is None, self.signum or signum
-        if not self.deferred or (signum == signal.SIGINT and not first):
+        again = self.signum is not None
+        self.signum = self.signum or signum
+        if not self.deferred or (again and signum == signal.SIGINT):
             raise Interrupted(self.signum)
-        if first:
-            print("\nstopping after this step, with a checkpoint; Ctrl-C once more stops at once", file=sys.stderr)
+        if not again:
+            print("\nstopping after this step, with a checkpoint; Ctrl-C stops at once", file=sys.stderr, flush=True)
 
     def listen(self) -> None:
-        """Make this the answer to both signals; libraries put their own handlers in place and this one back."""
+        """Answer both signals from now on: libraries put handlers of their own in this one's place."""
         for signum in SIGNALS:
             signal.signal(signum, self.receive)
 
 
+request = StopRequest()  # signals belong to the process, and so does this
+
+
 @contextmanager
-def stoppable() -> Iterator[StopRequest]:
-    """Both signals end in a `StopRequest`; their former handlers are back afterwards."""
-    request = StopRequest()
+def stoppable() -> Iterator[None]:
+    """Both signals become a `request`; their former handlers are back afterwards."""
     former = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    request.__init__()
     request.listen()
     try:
-        yield request
+        yield
     finally:
         for signum, handler in former.items():
             signal.signal(signum, handler)
