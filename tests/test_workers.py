@@ -179,7 +179,7 @@ def test_signals_to_the_parent_reach_the_workers_once(stub, python):
     for copy in scripts[1:]:
         copy.parent.mkdir()
         copy.write_text(script.read_text().replace(str(script.parent), str(copy.parent)))
-    parent = python("-c", PARENT, "2", "", *map(str, scripts))
+    parent = python("-c", PARENT, "2", "", *map(str, scripts), TMPDIR=str(script.parents[1]))
     for script, signum in zip(scripts, (signal.SIGINT, signal.SIGTERM, signal.SIGKILL), strict=True):
         up, saved = ([script.with_name(f"{name}{rank}") for rank in (0, 1)] for name in ("up", "saved"))
         wait_for(*up)
