@@ -1,0 +1,256 @@
+"""Data-parallel workers: processes that open the run directory and train, started again when one is killed.
+
+torchelastic starts and watches the workers of one attempt. A restart is a new agent with a new run_id, because
+torchelastic's own restart can hang while gloo connects; what it goes on from is in the run directory. Imports torch late.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from quartet.interruption import Interrupted, stoppable
+
+FIRST_MEETING, NEXT_MEETING = 600, 60  # s that nodes wait for each other: queues are slow, restarts begin together
+PARENT = "QUARTET_PARENT"  # the process that a worker does not outlive
+
+# what gloo, NCCL, the stores and DataLoaders raise when another process went away; not what NCCL says of mistakes
+LOST_TYPES = {"ConnectionError", "DistNetworkError", "DistStoreError", "DistBackendError", "RendezvousError"}
+LOST_TEXT = re.compile(
+    r"gloo/transport|[Cc]onnection (closed|reset|refused)|Broken pipe|Timed out waiting \d+ ?ms"
+    r"|DataLoader worker .*(killed by signal|exited unexpectedly)"
+)
+MISTAKE = re.compile(r"ncclInvalid|Duplicate GPU|unhandled cuda error")
+
+
+class WorkerFailed(RuntimeError):
+    """A worker's error that is neither a ValueError nor an OSError; the message begins with its type."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a worker ended: exit code (-9: killed by signal 9) and the error it handed over, empty where it could not."""
+
+    rank: int
+    exit_code: int
+    error: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        if self.error:
+            text, types = self.error["message"], set(self.error["types"])
+            return "lost" if (LOST_TYPES & types or LOST_TEXT.search(text)) and not MISTAKE.search(text) else "final"
+        if self.exit_code in (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+            return "stopped"
+        return "killed" if self.exit_code < 0 else "final"
+
+    @property
+    def blame(self) -> tuple[int, float, int]:
+        """The least is to blame: whoever dies is lost by its peers, and torchelastic then stops the rest."""
+        return ("final", "killed", "lost", "stopped").index(self.kind), self.error.get("timestamp", 0.0), self.rank
+
+    def __str__(self) -> str:
+        if self.kind in ("killed", "stopped"):
+            signum = -self.exit_code if self.exit_code < 0 else self.exit_code - 128
+            return f"worker {self.rank} was killed ({signal.Signals(signum).name})"
+        if self.kind == "lost":
+            return f"worker {self.rank} lost another process"
+        return f"worker {self.rank} ended with exit code {self.exit_code}; what it printed says why"
+
+
+def run_workers(
+    directory: Path,
+    n: int,
+    *,
+    max_restarts: int,
+    n_nodes: int = 1,
+    rendezvous: str | None = None,
+    command: list[str] | None = None,
+) -> None:
+    """Train the run in `directory` with `n` processes on this node; returns when all of them ended well.
+
+    Raises the error of the worker that failed first: ValueError or OSError where it was one, else WorkerFailed.
+    ChildProcessError: killed or cut off more than `max_restarts` times. Interrupted: a signal came, workers have saved.
+    """
+    if n_nodes > 1 and not rendezvous:
+        raise ValueError(f"trainer.num_nodes={n_nodes} needs trainer.rendezvous=<host:port>, the same on all nodes")
+    command = command or [sys.executable, "-m", "quartet.worker", str(directory)]
+    for attempt in itertools.count():
+        failures = _attempt(command, n, n_nodes, rendezvous, f"{directory.name}-{attempt}")
+        if not failures:
+            return
+        first = min(failures, key=lambda failure: failure.blame)
+        if first.kind == "final":
+            raise revive(first.error) if first.error else ChildProcessError(str(first))
+        if attempt == max_restarts:
+            more = first.error.get("message") or (
+                "mostly because memory ran out" if first.exit_code == -signal.SIGKILL else "a signal from outside"
+            )
+            raise ChildProcessError(f"{first} after {attempt} of {max_restarts} restarts: {more}")
+        again = f"starting again from the last checkpoint, restart {attempt + 1} of {max_restarts}"
+        print(f"{first}; {again}", file=sys.stderr, flush=True)
+
+
+def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, run_id: str) -> list[Failure]:
+    """One torchelastic agent from start to end; empty where all workers of this node ended well."""
+    with _environment(n):  # before torch is imported: its C++ part reads its log level then
+        from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.elastic.rendezvous.api import RendezvousError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torchelastic-events-null"):
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [logging.NullHandler()], False  # we say it in our words
+        seconds = FIRST_MEETING if run_id.endswith("-0") else NEXT_MEETING
+        try:
+            with stoppable(), tempfile.TemporaryDirectory(prefix="quartet-") as folder:
+                config = LaunchConfig(
+                    min_nodes=n_nodes,
+                    max_nodes=n_nodes,
+                    nproc_per_node=n,
+                    run_id=run_id,  # the same on all nodes, because an attempt ends on all of them together
+                    rdzv_backend="c10d",
+                    rdzv_endpoint=rendezvous if rendezvous and n_nodes > 1 else "127.0.0.1:0",
+                    rdzv_configs={"timeout": seconds, "join_timeout": seconds, "read_timeout": seconds},
+                    local_addr=None if n_nodes > 1 else "127.0.0.1",  # alone, the host's name need not resolve
+                    max_restarts=0,
+                    logs_specs=DefaultLogsSpecs(log_dir=folder),
+                    signals_to_handle="SIGTERM,SIGINT",
+                )
+                try:
+                    if n_nodes > 1 and rendezvous:
+                        _meeting_place(rendezvous)
+                    elastic_launch(config, command[0])(*command[1:])
+                except RendezvousError as error:
+                    if any(Path(folder).iterdir()):  # torchelastic makes a folder when it starts workers
+                        return [Failure(0, 1, describe(error))]
+                    raise ConnectionError(
+                        f"{n_nodes} nodes did not meet at {rendezvous} within {seconds} s: the same command must run on "
+                        f"each of them; where one failed, what it printed says why ({type(error).__name__}: {error})"
+                    ) from error
+        except SignalException as stop:  # torchelastic has passed it on and waited
+            raise Interrupted(stop.sigval) from None
+        except ChildFailedError as error:
+            ends = [(rank, f.exitcode, f.error_file_data) for rank, f in error.failures.items()]
+            return [Failure(rank, code, data if "types" in data else {}) for rank, code, data in ends]
+    return []
+
+
+@cache
+def _meeting_place(rendezvous: str) -> Any:
+    """The store at which nodes meet, served by one of them until it ends; agents, which use it, end with each attempt."""
+    from torch.distributed.elastic.rendezvous import RendezvousParameters
+    from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
+
+    return create_backend(RendezvousParameters("c10d", rendezvous, "quartet", 1, 1, read_timeout=FIRST_MEETING))
+
+
+@contextmanager
+def _environment(n: int) -> Iterator[None]:
+    """What workers inherit: their share of the cores, this package, whom they belong to. As it was, afterwards."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    own = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // n))),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a lost connection is told once
+        "PYTHONPATH": path,
+        PARENT: str(os.getpid()),
+    }
+    former = {name: os.environ.get(name) for name in (*own, "TORCHELASTIC_SIGNALS_TO_HANDLE")}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+# errors between processes
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An error as plain data, with the keys that torchelastic expects of an error file: `message`, `timestamp`."""
+    return {
+        "message": str(error),
+        "timestamp": time.time(),
+        "types": [kind.__name__ for kind in type(error).__mro__],
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def revive(record: dict[str, Any]) -> Exception:
+    """The error to raise for it here; a traceback of it ends with the other process's traceback."""
+    kind = next((kind for kind in (ValueError, OSError) if kind.__name__ in record["types"]), None)
+    error = kind(record["message"]) if kind else WorkerFailed(f"{record['types'][0]}: {record['message']}")
+    error.add_note(f"\nin the worker:\n{record['traceback']}")
+    return error
+
+
+# processes that somebody else started
+
+
+def environment_rank() -> tuple[int, int] | None:
+    """(rank, world size) where torchrun or SLURM (srun with several tasks) started this process, None where a person did."""
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"])
+    interactive = env.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", 1)) > 1 and not interactive:
+        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"])
+    return None
+
+
+_turns = itertools.count()  # all ranks share equally often
+_stores: list[Any] = []  # the last one lives on: Lightning's process group uses the server at the same port
+
+
+def share_directory(make: Callable[[], Path]) -> Path:
+    """The path that rank 0 makes, on all ranks; or rank 0's error, on all ranks."""
+    ranks = environment_rank()
+    if ranks is None:
+        return make()
+    rank, world_size = ranks
+    store, key = _store(rank, world_size), f"quartet {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} {next(_turns)}"
+    if rank == 0:
+        try:
+            store.set(key, json.dumps({"path": str(make())}))
+        except Exception as error:
+            store.set(key, json.dumps({"error": describe(error)}))
+    made = json.loads(store.get(key))
+    store.set(f"{key} {rank}", "read")
+    if rank == 0:  # whose end may be the store's
+        store.wait([f"{key} {other}" for other in range(world_size)])
+    if "error" in made:
+        raise revive(made["error"])
+    return Path(made["path"])
+
+
+def _store(rank: int, world_size: int) -> Any:
+    """The store at MASTER_ADDR:MASTER_PORT, where torch.distributed will look for it too."""
+    from torch.distributed.rendezvous import rendezvous
+
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+        slurm = SLURMEnvironment()
+        os.environ.update(MASTER_ADDR=slurm.main_address, MASTER_PORT=str(slurm.main_port))
+    store, *_ = next(iter(rendezvous("env://", rank, world_size)))
+    _stores[:] = [store]
+    return store
