@@ -31,11 +31,11 @@ from quartet.data.base import DataModule
 from quartet.data.spec import Spec
 from quartet.tasks.base import Task
 
-OURS = tuple(f"quartet.{part}" for part in ("data", "models", "tasks", "optim", "callbacks"))
+OURS = tuple(f"quartet.{part}" for part in ("data", "models", "tasks", "optim", "callbacks", "sharding"))
 THEIRS = ("torch", "torchvision", "torchmetrics", "pytorch_lightning")
 KINDS = (nn.Module, Optimizer, ReduceLROnPlateau, Callback, Logger, Trainer)
 # keys that no constructor takes: those that steer composition, and those that say how training starts
-NOTES = ("_target_", "accepts", "provides", "window_order", "recipe", "predicts")
+NOTES = ("_target_", "accepts", "provides", "window_order", "recipe", "predicts", "max_restarts", "rendezvous")
 START = ("init_from", "freeze", "backbone_lr")
 
 
@@ -192,8 +192,11 @@ def build_trainer(
             "logger": build_loggers(config, directory),
         }
     else:
+        values.update(strategy="auto", devices=1, num_nodes=1)
         extras = {"callbacks": list(callbacks), "logger": False}
-    facts = {"enable_checkpointing": any(isinstance(x, Checkpoints) for x in extras["callbacks"])}  # never Lightning's own
+    facts = {
+        "enable_checkpointing": any(isinstance(x, Checkpoints) for x in extras["callbacks"])
+    }  # never Lightning's own
     return make(
         values,
         default_root_dir=str(directory),

@@ -66,6 +66,12 @@ RULES = {
     "trainer.max_epochs": LENGTH,
     "trainer.accumulate_grad_batches": COUNT,
     "trainer.log_every_n_steps": COUNT,
+    "trainer.num_nodes": COUNT,
+    "trainer.max_restarts": Rule("a whole number of at least 0", lambda v: _whole(v) and v >= 0),
+    "callbacks.checkpoint.every_n_steps": Rule(
+        "a whole number of at least 1, or null", lambda v: v is None or COUNT.holds(v)
+    ),
+    "callbacks.checkpoint.every_minutes": Rule("a number above 0, or null", lambda v: v is None or POSITIVE.holds(v)),
     "trainer.gradient_clip_val": Rule("a number of at least 0, or null", lambda v: v is None or NOT_NEGATIVE.holds(v)),
 }
 
@@ -96,13 +102,14 @@ def value_problems(config: DictConfig) -> Iterator[str]:
     if all(value is None or _whole(value) for value in (folds, fold)):
         yield from filter(None, [fold_problem(folds, fold)])
     for key, rule in RULES.items():
-        group, _, name = key.partition(".")
-        here = values.get(group) if name else values
-        if isinstance(here, dict) and (name or group) in here:
-            value = here[name or group]
-            if not rule.holds(value):
-                yield f"{key} must be {rule.words}, not {value!r}"
+        *groups, name = key.split(".")
+        here = values
+        for group in groups:
+            here = (here or {}).get(group)
+        if isinstance(here, dict) and name in here and not rule.holds(here[name]):
+            yield f"{key} must be {rule.words}, not {here[name]!r}"
     yield from _start_problems(values["model"])
+    yield from _sharding_problems(values)
 
 
 def _start_problems(model: dict[str, Any]) -> Iterator[str]:
@@ -114,6 +121,12 @@ def _start_problems(model: dict[str, Any]) -> Iterator[str]:
     if model.get("freeze") and not given:
         places = " or ".join(f"model.{key}" for key in ways)
         yield f"model.freeze={model['freeze']} would freeze a backbone that nothing has trained; give {places} too"
+
+
+def _sharding_problems(values: dict[str, Any]) -> Iterator[str]:
+    sharded = isinstance(values["trainer"].get("strategy"), dict)
+    if sharded and values["callbacks"].get("ema"):
+        yield "callbacks.ema averages whole weights, trainer=fsdp holds shares; take trainer=ddp, or leave callbacks=ema out"
 
 
 # what a constructor says about its arguments

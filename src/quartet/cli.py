@@ -96,7 +96,7 @@ def quiet_libraries() -> None:
     """Silence what libraries say to developers; errors and our own messages stay."""
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|torch|torchmetrics|lightning_utilities|hydra)(\..*)?")
     for package in ("pytorch_lightning", "lightning_fabric"):  # their own level is set when they are imported
-        for name in ("rank_zero", "seed"):
+        for name in ("rank_zero", "seed", "distributed"):
             logging.getLogger(f"{package}.utilities.{name}").setLevel(logging.ERROR)
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler library
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -17,9 +17,16 @@ def gathered(trainer: Any, value: Any) -> list[Any]:
 
 
 def highest(trainer: Any, number: int) -> int:
-    """The largest of the workers' numbers."""
+    return _reduced(trainer, number, torch.distributed.ReduceOp.MAX)
+
+
+def total(trainer: Any, number: int) -> int:
+    return _reduced(trainer, number, torch.distributed.ReduceOp.SUM)
+
+
+def _reduced(trainer: Any, number: int, operation: Any) -> int:
     if trainer.world_size == 1:
         return number
-    largest = torch.tensor(number, device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-    return int(largest)
+    result = torch.tensor(number, device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(result, operation)
+    return int(result)

@@ -1,4 +1,7 @@
-"""From a composed config to a finished run, and what a person reads before and after. One device runs in this process."""
+"""From a composed config to a finished run, and what a person reads before and after.
+
+One device runs in this process, several run as workers that are given nothing but the run directory.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, ListConfig, open_dict
 
 from quartet.check import check_pairing
 from quartet.cli import in_sweep
 from quartet.interruption import Interrupted, stoppable
 from quartet.run import Run
+from quartet.workers import environment_rank, run_workers, share_directory
 
 SAMPLE_TOKENS = 160  # about ten lines of code
 HEADLINES = ("loss", "bits_per_byte", "perplexity", "accuracy", "auroc", "f1", "r2", "rmse")
@@ -23,15 +27,54 @@ def launch(config: DictConfig) -> float | None:
     """Train one run (a job, inside a sweep) and say what came out; returns the monitored value for sweepers."""
     with stoppable():
         run, data = _resume(config) if config.resume is not None else _start(config)
-        from quartet.train import train
-
         try:
-            result = train(run, data)
+            _train(run, data)
         except Interrupted as interruption:
-            print(f"{interruption}; go on with: python scripts/train.py resume={shlex.quote(str(run))}", file=sys.stderr)
+            print(
+                f"{interruption}; go on with: python scripts/train.py resume={shlex.quote(str(run))}", file=sys.stderr
+            )
             raise
+    if (environment_rank() or (0, 1))[0] > 0:
+        return None
+    result = run.read("result.json")
     _report(run, result)
     return result["objective"]["value"]
+
+
+def _train(run: Run, data: Any) -> None:
+    """On one device here; on several by workers, unless this process is one of them already."""
+    n, settings = n_workers(run.config), run.config.trainer
+    if n * settings.num_nodes == 1 or environment_rank():
+        from quartet.train import train
+
+        train(run, data)
+        return
+    del data  # each worker reads them for itself
+    try:
+        run_workers(
+            run.directory,
+            n,
+            n_nodes=settings.num_nodes,
+            rendezvous=settings.rendezvous,
+            max_restarts=settings.max_restarts,
+        )
+    except (Exception, Interrupted) as error:
+        run.ended_badly(error)
+        raise
+
+
+def n_workers(config: DictConfig) -> int:
+    """Processes on this machine: one for each device."""
+    devices = config.trainer.devices
+    if isinstance(devices, list | ListConfig):
+        return len(devices)
+    if devices not in (-1, "-1", "auto"):
+        return int(devices)
+    if config.trainer.accelerator in ("cpu", "mps"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def _start(config: DictConfig) -> tuple[Run, Any]:
@@ -40,7 +83,14 @@ def _start(config: DictConfig) -> tuple[Run, Any]:
     _announce(config)
     from quartet.train import create
 
-    return create(config)
+    made: list[Any] = []
+
+    def make() -> Path:
+        made[:] = create(config)
+        return made[0].directory
+
+    directory = share_directory(make)
+    return (made[0], made[1]) if made else (Run(directory), None)
 
 
 def _resume(config: DictConfig) -> tuple[Run, None]:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
 
 # parameter groups
@@ -78,6 +79,32 @@ def _assert_partition(network: nn.Module, groups: list[dict[str, Any]]) -> list[
 # the optimizer pair
 
 
+class Muon(torch.optim.Muon):
+    """Where workers hold shares of the matrices, each is gathered for its step: Newton-Schulz needs it whole."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        groups = self.param_groups
+        if not any(isinstance(p, DTensor) for group in groups for p in group["params"]):
+            super().step()
+            return
+        for group in groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step_whole(group, p)
+        self.param_groups = groups
+
+    def _step_whole(self, group: dict[str, Any], p: Any) -> None:
+        whole, state = [Replicate()] * p.device_mesh.ndim, self.state[p]
+        if "momentum_buffer" in state:
+            state["momentum_buffer"] = state["momentum_buffer"].redistribute(placements=whole)
+        p.grad = p.grad.redistribute(placements=whole)
+        self.param_groups = [{**group, "params": [p]}]
+        super().step()
+        state["momentum_buffer"] = state["momentum_buffer"].redistribute(placements=p.placements)
+        p.grad = p.grad.redistribute(placements=p.placements)
+
+
 class MuonAdamW(Optimizer):
     """Muon for hidden matrices and AdamW for all else, as one optimizer (Lightning's automatic loop drives only one).
 
@@ -102,7 +129,7 @@ class MuonAdamW(Optimizer):
         muon = [group for group in self.param_groups if group["use_muon"]]
         rest = [group for group in self.param_groups if not group["use_muon"]]
         if muon:
-            part = torch.optim.Muon(muon, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+            part = Muon(muon, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
             self._parts.append(part)
         if rest:
             rest = [{**group, "lr": group["lr"] * adamw_scale} for group in rest]
@@ -130,6 +157,27 @@ class MuonAdamW(Optimizer):
         for part in self._parts:
             part.step()
         return loss
+
+
+# what is computed of all weights, which workers may hold in shares (trainer=fsdp)
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The L2 norm of all gradients, summed in float64: the same float32 number however many workers hold them."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    shares = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    precision = torch.float32 if shares[0].device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    norms = torch._foreach_norm(shares, 2, dtype=precision)  # type: ignore[attr-defined]
+    total = torch.stack(norms).square().sum()
+    if any(isinstance(g, DTensor) for g in gradients):
+        torch.distributed.all_reduce(total)
+    return total.sqrt().float()
+
+
+def whole(x: Tensor) -> Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 # schedules: (step, total_steps, settings) -> multiplier of the learning rate

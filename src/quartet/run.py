@@ -18,13 +18,16 @@ import secrets
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from quartet.interruption import Interrupted
 
 try:
     import fcntl
@@ -128,6 +131,16 @@ class Run:
             except BlockingIOError as error:
                 raise BlockingIOError(f"{self} is being trained by another process; stop that one first") from error
             yield
+
+    def ended_badly(self, error: BaseException, **facts: Any) -> None:
+        """Say so in `result.json`, with the facts that are known, and why in `error.txt`; nothing on a full disk."""
+        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        nothing = {"metrics": {}, "objective": {"name": None, "value": None}}
+        with suppress(OSError):
+            self.write("result.json", {"status": "interrupted" if interrupted else "failed", **nothing, **facts})
+            if not interrupted:
+                text = "".join(traceback.format_exception(error))
+                (self.directory / "error.txt").write_text(text, encoding="utf-8")
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         """Plain data as JSON, whole or not at all."""

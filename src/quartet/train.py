@@ -6,8 +6,6 @@ import resource
 import shutil
 import sys
 import time
-import traceback
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +15,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from quartet import build, transfer
 from quartet.data.base import DataModule, user_path
 from quartet.failures import explain
-from quartet.interruption import Interrupted, stoppable
+from quartet.interruption import stoppable
 from quartet.run import Run
 from quartet.tasks.base import Task
 
@@ -102,16 +100,30 @@ def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
     several workers each of them calls this, and the first one writes.
     """
     with stoppable(), run.exclusively():
-        parts = prepare(run, data)
         try:
-            return _fit_and_test(run, *parts)
+            parts = prepare(run, data)
+        except BaseException:
+            if data is not None:  # a new run: nothing is lost
+                shutil.rmtree(run.directory)
+            raise
+        try:
+            return _fit_and_test(run, parts)
         except BaseException as error:
             explained = explain(error, run)
             if parts.trainer.is_global_zero:
-                _record(run, parts, explained)
+                run.ended_badly(explained, **_facts(run, parts, {}))
             if explained is error:
                 raise
             raise explained from error
+
+
+def restore_data(run: Run) -> DataModule:
+    """The data read again, with the preprocessing of the run; fitted where the run was killed before it had any."""
+    if not (run.directory / "preprocessing.json").is_file():
+        return fit_data(run)
+    data = build.build_data(run.config, run.read("preprocessing.json"))
+    data.setup()
+    return data
 
 
 class Parts(NamedTuple):
@@ -121,13 +133,12 @@ class Parts(NamedTuple):
     history: History
 
 
-def prepare(run: Run, data: DataModule | None) -> Parts:
+def prepare(run: Run, data: DataModule | None = None) -> Parts:
     """Everything that training needs, built from the run directory."""
     config = run.config
     build.seed_everything(config.seed)
     if data is None:
-        data = build.build_data(config, run.read("preprocessing.json"))
-        data.setup()
+        data = restore_data(run)
     task = build.build_task(config, data.spec, train=True)
     if run.last_checkpoint is None:
         transfer.initialise(task.network, config, data.spec, transfer.find_source(config))
@@ -146,32 +157,29 @@ def _introduce(data: DataModule, task: Task, trainer: Trainer) -> None:
         print(f"workers: {world}; a step takes {n * world} samples, {n} (data.batch_size) in each worker", flush=True)
 
 
-def _fit_and_test(run: Run, data: DataModule, task: Task, trainer: Trainer, history: History) -> dict[str, Any]:
+def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
+    data, task, trainer, _ = parts
+    for name in ("result.json", "error.txt"):  # of the part before, where the run goes on
+        (run.directory / name).unlink(missing_ok=True)
     trainer.fit(task, datamodule=data, ckpt_path=run.last_checkpoint, weights_only=True)
     if run.checkpoints.is_dir():  # callbacks.checkpoint=null keeps the last weights, in memory only
-        load_network(task, run)
+        load_best(run, trainer)
     test_metrics = measure(trainer, task, data, "test")
-    result = _result("completed", run, task, trainer, history, test_metrics)
+    result = {"status": "completed", **_facts(run, parts, test_metrics)}
     if trainer.is_global_zero:
         _write_hparams(run, trainer, result["metrics"])
         run.write("result.json", result)
     return result
 
 
-def _record(run: Run, parts: Parts, error: BaseException) -> None:
-    """What became of a run that did not end well; where the disk is full, nothing."""
-    interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
-    _, task, trainer, history = parts
-    with suppress(OSError):
-        run.write("result.json", _result("interrupted" if interrupted else "failed", run, task, trainer, history, {}))
-        if not interrupted:
-            text = "".join(traceback.format_exception(error))
-            (run.directory / "error.txt").write_text(text, encoding="utf-8")
-
-
 def load_network(task: Task, run: Run) -> None:
     """The best checkpoint's weights into the task; ValueError where it holds more than tensors and plain containers."""
     task.load_state_dict(transfer.read_checkpoint(run.best_checkpoint)["state_dict"])
+
+
+def load_best(run: Run, trainer: Trainer) -> None:
+    """The same for a network that the trainer's workers may hold in shares."""
+    trainer.strategy.load_model_state_dict(transfer.read_checkpoint(run.best_checkpoint))
 
 
 def measure(trainer: Trainer, task: Task, data: DataModule, part: str) -> dict[str, float]:
@@ -181,13 +189,12 @@ def measure(trainer: Trainer, task: Task, data: DataModule, part: str) -> dict[s
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _result(
-    status: str, run: Run, task: Task, trainer: Trainer, history: History, test_metrics: dict[str, float]
-) -> dict[str, Any]:
+def _facts(run: Run, parts: Parts, test_metrics: dict[str, float]) -> dict[str, Any]:
+    """What `result.json` says beside the status."""
+    _, task, trainer, history = parts
     best = history.best
     throughput = next((c for c in trainer.callbacks if type(c).__name__ == "Throughput"), None)  # type: ignore[attr-defined]
     return {
-        "status": status,
         "metrics": {**best, **test_metrics},
         "objective": {"name": history.metric, "value": best.get(history.metric)},
         "steps": trainer.global_step,

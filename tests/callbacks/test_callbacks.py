@@ -442,7 +442,8 @@ class TestMetricsFile:
         first = MetricsFile(save_dir=str(tmp_path))
         for step in range(0, 50, 10):
             first.log_metrics({"train/loss": 100.0 + step, "old": 1.0}, step=step)
-        second = MetricsFile(save_dir=str(tmp_path))  # the checkpoint was at step 25
+        second = MetricsFile(save_dir=str(tmp_path))
+        second.go_on(25)
         for step in range(30, 60, 10):
             second.log_metrics({"train/loss": 0.0}, step=step)
         rows = read_metrics(second.path)

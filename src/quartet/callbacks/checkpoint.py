@@ -113,7 +113,9 @@ class Checkpoints(Checkpoint):
         self._validated, self._step, self._time = False, trainer.global_step, self.clock()
 
     def _save(self, trainer: Trainer, name: str, shape: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)  # of all workers, where they hold shards
+        state = trainer._checkpoint_connector.dump_checkpoint(
+            weights_only=False
+        )  # of all workers, where they hold shards
         if trainer.is_global_zero:
             _check_finite(state["state_dict"], trainer.global_step)
             write(shape(state), self.directory / name)

@@ -158,9 +158,10 @@ class TextSamples(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not on_validation_end: by then averaged weights (EMA) are swapped out again
-        writes = trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero
-        if writes and is_language_model(pl_module):
-            text = self.write(trainer, pl_module)
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not is_language_model(pl_module):
+            return
+        text = self.write(trainer, pl_module)  # by all workers: where they hold shares they need each other
+        if trainer.is_global_zero:
             file = Path("samples", f"step-{trainer.global_step:06}.txt")
             show_text(trainer, "val/sample", file, text, verbatim=True)
 

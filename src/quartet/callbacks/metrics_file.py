@@ -52,7 +52,7 @@ class MetricsFile(Logger):
         """Forget what was logged at this step and after it."""
         rows = read_metrics(self.path)
         if rows:
-            self._rewrite({name: None for name in rows[0]}, [row for row in rows if int(row["step"]) < step])
+            self._rewrite(dict.fromkeys(rows[0]), [row for row in rows if int(row["step"]) < step])
 
     def _rewrite(self, row: dict[str, Any], kept: list[dict[str, str]]) -> None:
         """The kept rows under a header that knows the names of the new row too, put in place at once."""

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from quartet.callbacks.checkpoint import NotFinite
+from quartet.optim import gradient_norm
 
 
 class FiniteLoss(Callback):
@@ -29,7 +28,7 @@ class GradientNorm(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if is_logging_step(trainer, trainer.global_step + 1):
-            pl_module.log("optim/gradient_norm", gradient_norm(trainer, pl_module))
+            pl_module.log("optim/gradient_norm", gradient_norm(pl_module.parameters()))
 
 
 class LearningRate(Callback):
@@ -114,18 +113,6 @@ def is_logging_step(trainer: Trainer, step: int) -> bool:
     """Whether the loggers write what is logged in optimizer step number `step`, the first being 1."""
     every = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return every > 0 and step % every == 0
-
-
-def gradient_norm(trainer: Trainer, module: torch.nn.Module) -> Tensor:
-    """The L2 norm of all gradients, over all workers where these hold shards."""
-    norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-    if hasattr(norm, "full_tensor"):  # DTensor
-        return norm.full_tensor()  # type: ignore[attr-defined]
-    if isinstance(trainer.strategy, FSDPStrategy):  # plain tensors that are shards
-        squares = norm.square()
-        torch.distributed.all_reduce(squares)
-        return squares.sqrt()
-    return norm
 
 
 def learning_rates(groups: list[dict[str, Any]]) -> dict[str, float]:

@@ -142,6 +142,8 @@ class DataModule(LightningDataModule):
 
     def _loader(self, part: str, order: Order, *, drop_last: bool) -> MemoryLoader:
         trainer = self.trainer
+        if len(self.datasets[part]) < self.world:
+            raise ValueError(f"{part} has {len(self.datasets[part])} samples for {self.world} workers; bring more data")
         dataset = self.datasets[part].to(trainer.strategy.root_device if trainer else torch.device("cpu"))
         rank = trainer.global_rank if trainer else 0
         return MemoryLoader(
@@ -151,7 +153,7 @@ class DataModule(LightningDataModule):
 
 def batches_seen(trainer: Trainer) -> tuple[int, int]:
     """Whole epochs, and batches of the present epoch, that training has seen before the next batch."""
-    loop = trainer.fit_loop
+    loop: Any = trainer.fit_loop
     return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
 
 

@@ -63,6 +63,9 @@ def generator(seed: int, epoch: int) -> torch.Generator:
 class MemoryLoader:
     """Batches of a data set held in memory; rank r of `world` takes every world-th sample of each global batch.
 
+    All ranks have equally many batches, because workers wait for each other. Where the last samples are fewer than the
+    ranks, those left over get a sample of another rank in a batch marked as `filler`, which counts for nothing.
+
     `epoch` and `step`, the position of the next batch, are its whole state: `seek` sets them, iteration goes on from there
     to the end of the epoch. `position`, where it is given, says where each iteration begins: a trainer may leave an epoch
     early or go on with an old one.
@@ -91,10 +94,17 @@ class MemoryLoader:
         if self.position is not None:
             self.seek(*self.position())
         for batch in self.batches(self._remaining()):
+            if self._left <= self.rank:
+                batch["filler"] = True
             last = self.step + 1 == len(self)
             # moved before the batch is handed out: a consumer that counts batches never asks for the end
             self.seek(self.epoch + last, 0 if last else self.step + 1)
             yield batch
+
+    @property
+    def _left(self) -> int:
+        """Samples of the epoch that come in this batch and later ones, of all ranks."""
+        return len(self.dataset) - self.step * self.global_batch_size
 
     def batches(self, ids: Iterator[Tensor]) -> Iterator[Batch]:
         """A batch for each row of sample ids, in their order."""
@@ -105,4 +115,5 @@ class MemoryLoader:
         ids = self.order(self.epoch)
         for step in range(self.step, len(self)):
             start = step * self.global_batch_size
-            yield ids[start : start + self.global_batch_size][self.rank :: self.world]
+            batch = ids[start : start + self.global_batch_size]
+            yield batch[self.rank :: self.world] if self.rank < len(batch) else batch[:1]

@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from quartet import optim
 from quartet.data.spec import Spec
+from quartet.distributed import total
 
 Batch = dict[str, Any]
 MakeOptimizer = Callable[[nn.Module], Optimizer]
@@ -63,6 +64,7 @@ class Task(LightningModule):
         self.make_optimizer, self.make_scheduler = make_optimizer, make_scheduler
         self.l1, self.l2 = l1, l2
         self._validated = False  # since the last step of a plateau schedule
+        self._n_scored = 0  # samples of this validation or test, by this worker
 
     @abstractmethod
     def step(self, batch: Batch, part: str) -> tuple[Tensor, dict[str, Tensor] | None]:
@@ -78,7 +80,7 @@ class Task(LightningModule):
         if penalty is None:
             return loss
         if self.logging_due:
-            self.log("train/penalty", penalty.detach())
+            self.log("train/penalty", penalty.detach(), sync_dist=True)
         return loss + penalty
 
     @property
@@ -88,17 +90,40 @@ class Task(LightningModule):
         return (trainer.global_step + 1) % trainer.log_every_n_steps == 0
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
-        return self.step(batch, "val")[1]
+        return self._score(batch, "val")
 
     def test_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
-        return self.step(batch, "test")[1]
+        return self._score(batch, "test")
+
+    def on_validation_epoch_start(self) -> None:
+        self._n_scored = 0
+
+    def on_test_epoch_start(self) -> None:
+        self._n_scored = 0
 
     def on_validation_epoch_end(self) -> None:
+        self._check_count("val")
         self.log_metrics("val")
         self._validated = True
 
     def on_test_epoch_end(self) -> None:
+        self._check_count("test")
         self.log_metrics("test")
+
+    def _score(self, batch: Batch, part: str) -> dict[str, Tensor] | None:
+        if "filler" in batch:  # workers that hold shares of the network wait for each other in it
+            self.network(**batch["inputs"])
+            return None
+        self._n_scored += len(batch["target"])
+        return self.step(batch, part)[1]
+
+    def _check_count(self, part: str) -> None:
+        """Metrics are of every sample, once, whatever the number of workers."""
+        trainer: Any = self.trainer
+        datasets = getattr(trainer.datamodule, "datasets", {})
+        if part in datasets and getattr(trainer, f"limit_{part}_batches") == 1.0:
+            n = total(trainer, self._n_scored)
+            assert n == len(datasets[part]), f"{part}: {n} samples were scored, there are {len(datasets[part])}"
 
     def penalty(self) -> Tensor | None:
         if not (self.l1 or self.l2):
@@ -107,9 +132,9 @@ class Task(LightningModule):
         total = torch.zeros((), device=self.device)
         for weight in weights:
             if self.l1:
-                total = total + self.l1 * weight.abs().sum()
+                total = total + self.l1 * optim.whole(weight.abs().sum())
             if self.l2:
-                total = total + self.l2 * weight.square().sum()
+                total = total + self.l2 * optim.whole(weight.square().sum())
         return total
 
     def configure_optimizers(self) -> Any:
@@ -117,6 +142,16 @@ class Task(LightningModule):
         optimizer = self.make_optimizer(self.network)
         total_steps = int(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, total_steps)}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning's, with a norm that is the same for every strategy."""
+        if not gradient_clip_val or gradient_clip_algorithm not in (None, "norm"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, optim.gradient_norm(parameters))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Schedules follow the steps; plateau follows the validations, of which there are fewer."""

@@ -91,7 +91,7 @@ class Classification(ScoredTask):
         if training:
             if self.logging_due:
                 accuracy = (logits.argmax(-1) == members(outputs, target)[1]).float().mean()
-                self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy})
+                self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, sync_dist=True)
             return loss, {}
         probabilities = self.probabilities(logits)
         self.record(part, loss, probabilities, target)

@@ -53,15 +53,17 @@ class LanguageModeling(Task):
 
     def _log_training(self, loss: Tensor, target: Tensor) -> None:
         bits = loss / math.log(2) * len(target) / self.token_bytes[target].sum().clamp(min=1)
-        self.log_dict({"train/loss": loss, "train/bits_per_byte": bits})
+        self.log_dict({"train/loss": loss, "train/bits_per_byte": bits}, sync_dist=True)
 
     def on_train_epoch_start(self) -> None:
         self.state.pop("train", None)
 
     def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
         self.state.pop("val", None)
 
     def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
         self.state.pop("test", None)
 
     def log_metrics(self, part: str) -> None:

@@ -30,7 +30,7 @@ class Regression(ScoredTask):
         loss = self.loss(output, target)
         if part == "train":
             if self.logging_due:
-                self.log("train/loss", loss.detach())
+                self.log("train/loss", loss.detach(), sync_dist=True)
             return loss, {}
         prediction, truth = self.to_units(output).detach(), self.to_units(target)
         self.record(part, loss, prediction, truth)
