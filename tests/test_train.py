@@ -19,6 +19,7 @@ import torch
 from omegaconf import OmegaConf
 
 from quartet import build, train
+from quartet.data import tokenizers
 from quartet.evaluate import evaluate
 from quartet.generate import characters, generate, heal, load
 from quartet.run import Run
@@ -214,6 +215,29 @@ def test_a_prompt_may_end_where_no_token_ends(short_run):
     settings = {"max_tokens": 20, "temperature": 0.0, "top_k": None, "top_p": None, "seed": 0}
     assert heal([], tokenizer) == ([tokenizer.eos_id], b"", None)
     assert isinstance("".join(generate(run, prompt="def ", **settings)), str)
+
+
+class Mumbler(torch.nn.Module):
+    """Would rather write <pad> and <unk> than anything else."""
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        scores = torch.zeros(tokenizer.vocab_size).index_fill(0, torch.tensor([0, tokenizer.unknown_id]), 50.0)
+        self.scores = torch.nn.Parameter(scores)
+
+    def advance(self, tokens, state):
+        return self.scores.expand(*tokens.shape, -1), state
+
+
+@pytest.mark.parametrize("prompt", ["ab", "", "aß"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_no_text_is_never_written(monkeypatch, prompt, temperature):
+    """The prompt "aß" ends in an <unk>, which is not read again: nothing else begins with it."""
+    tokenizer = tokenizers.fit("char", ["ab ab"], 10)
+    monkeypatch.setattr("quartet.generate.load", lambda run: (Mumbler(tokenizer), tokenizer))
+    settings = {"max_tokens": 50, "temperature": temperature, "top_k": 3, "top_p": 0.9, "seed": 0}
+    pieces = generate(Run(Path("none")), prompt=prompt, **settings)
+    assert set("".join(pieces)) <= set("ab ")
 
 
 def test_a_multi_byte_character_is_never_split():

@@ -53,6 +53,7 @@ def generate(
         top_p=top_p,
         generator=torch.Generator().manual_seed(seed),
         stop_id=tokenizer.eos_id,
+        forbidden_ids=tokenizer.textless_ids,
         cache=cache,
     )
     pieces = (tokenizer.token_bytes[i] for i in ids)
@@ -63,9 +64,10 @@ def heal(ids: list[int], tokenizer: Any) -> tuple[list[int], bytes, tuple[int, .
     """The prompt without its last token, that token's bytes, and the tokens that begin with them.
 
     "def " ends in a space that the text would have given to the next word (" main"): the last token of a prompt is chosen
-    anew among those that continue it ("token healing", Lundberg 2023). An empty prompt begins a document.
+    anew among those that continue it ("token healing", Lundberg 2023), but for an <unk>, which nothing continues. An empty
+    prompt begins a document.
     """
-    last = tokenizer.token_bytes[ids[-1]] if ids else b""
+    last = tokenizer.token_bytes[ids[-1]] if ids and ids[-1] not in tokenizer.textless_ids else b""
     if not last:
         return ids or [tokenizer.eos_id], b"", None
     candidates = tuple(i for i, piece in enumerate(tokenizer.token_bytes) if piece.startswith(last))
