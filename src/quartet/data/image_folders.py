@@ -21,6 +21,7 @@ import numpy as np
 from quartet.data.base import user_path
 from quartet.data.images import Examples, class_counts, to_uint8
 from quartet.data.splits import PART_NAMES, SPLITS
+from quartet.say import say
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HIDDEN = (".", "__MACOSX")  # beginnings of names that file managers and archives leave behind
@@ -181,7 +182,7 @@ def in_threads(work: Callable[[PictureFile], Any], files: Sequence[PictureFile],
             finished += n
             if time.monotonic() - told > RHYTHM:
                 told = time.monotonic()
-                print(f"{done} {finished:,} of {len(files):,} pictures", flush=True)
+                say(f"{done} {finished:,} of {len(files):,} pictures")
     return {file: problems[file] for file in files if file in problems}
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from quartet.data.base import user_path
 from quartet.data.images import ImageData, Pictures
 from quartet.data.sources import cache_directory
+from quartet.say import say
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class TorchvisionSet:
         except (RuntimeError, FileNotFoundError):
             if not self.download:
                 raise FileNotFoundError(self._remedy()) from None
-        print(f"fetching {SETS[self.name].name} into {self.root}", flush=True)
+        say(f"fetching {SETS[self.name].name} into {self.root}")
         try:
             return read(self.root, train=train, download=True)
         except (RuntimeError, OSError) as error:

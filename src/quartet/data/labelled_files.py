@@ -25,6 +25,7 @@ from quartet.data.base import user_path
 from quartet.data.sources import LabelledText
 from quartet.data.splits import PART_NAMES, SPLITS
 from quartet.data.text_files import Reading
+from quartet.say import say
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 USUAL = {  # names that settle which column is which
@@ -93,7 +94,7 @@ class LabelledFiles:
         tables = [first, *(self._read(path, first.header) for _, path in others)]
         self.found = self._columns(first)
         how = "named by a header" if first.header else "no header, numbered from 0"
-        print(f"columns of {self.path}: {', '.join(f'{k} = {v}' for k, v in self.found.items())} ({how})", flush=True)
+        say(f"columns of {self.path}: {', '.join(f'{k} = {v}' for k, v in self.found.items())} ({how})")
         rows = [row for part, table in zip(files, tables, strict=True) for row in self._labelled(table, part)]
         return checked(canonical(rows), f"{self.path} (column {self.found['label']})")
 

@@ -38,6 +38,7 @@ from quartet.data.table_columns import (
 )
 from quartet.data.table_reader import read_bytes, read_table
 from quartet.data.tables import Table, Tabular
+from quartet.say import say
 
 N_EXAMPLES = 8  # training rows in the report
 MANY_NUMBERS = 20  # distinct whole numbers in a target; more are a quantity
@@ -282,9 +283,7 @@ class TableFile(Tabular):
         for column in columns:
             if column.kind == "ignore" and column.name not in self.kinds:
                 remedy = option("data.kinds.categorical", column.name)
-                print(
-                    f"note: {self.path}: column {column.name!r} is ignored: {column.why}; {remedy} keeps it", flush=True
-                )
+                say(f"note: {self.path}: column {column.name!r} is ignored: {column.why}; {remedy} keeps it")
         if all(column.kind == "ignore" for column in columns):
             raise ValueError(f"no column is left besides the target {self.target!r}; is data.separator right?")
         return {"columns": [column.to_json() for column in columns], "decimal": decimal, "missing": self.missing}

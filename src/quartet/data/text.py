@@ -27,6 +27,7 @@ from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS, Split
 from quartet.data.text_files import Reading, TextFiles, cache_key, cached, text_cache
 from quartet.data.tokenizers import Tokenizer
+from quartet.say import say
 
 FIT_CHARACTERS = 2**25  # a tokenizer is fitted on about this many; more take longer and hardly change it
 BATCH = 32  # pieces encoded at a time: some 2 MB of text
@@ -179,7 +180,7 @@ class OwnText(LanguageModelingData):
             return super().fit_documents(train)
 
         def write(file: BinaryIO) -> None:
-            print(f"first use of {self.files}: tokenising it into {text_cache()}; minutes, once", flush=True)
+            say(f"first use of {self.files}: tokenising it into {text_cache()}; minutes, once")
             file.write(json.dumps(super(OwnText, self).fit_documents(train).to_json()).encode())
 
         facts = (self.tokenizer_kind, self.vocab_size, FIT_CHARACTERS, self._taken)
