@@ -68,7 +68,11 @@ class TorchvisionSet:
             return read(self.root, train=train, download=True)
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())
-            raise ConnectionError(f"{SETS[self.name].name} cannot be fetched into {self.root}: {reason}") from None
+            known = SETS[self.name]
+            raise ConnectionError(
+                f"{known.name} cannot be fetched into {self.root}: {reason}; try again, or give a copy of your own: "
+                f"data.path=<the folder that holds {known.folder}>"
+            ) from None
 
     def _remedy(self) -> str:
         known = SETS[self.name]

@@ -386,7 +386,10 @@ def checked(rows: list[LabelledText], source: str) -> list[LabelledText]:
     """The rows; ValueError where there is a single class or a class with one example."""
     counts = Counter(row.label for row in rows)
     if len(counts) < 2:
-        raise ValueError(f"{source}: every label is {next(iter(counts))!r}; a classifier needs at least 2 classes")
+        raise ValueError(
+            f"{source}: every label is {next(iter(counts))!r}; a classifier needs at least 2 classes; "
+            "bring texts of another one, or name another column: data.label=…"
+        )
     lonely = [row for row in rows if counts[row.label] == 1]
     if lonely:
         shown = ", ".join(f"{row.label!r} ({row.where})" for row in lonely[:3])
