@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -248,16 +249,22 @@ def test_a_multi_byte_character_is_never_split():
 
 
 def test_mistakes_of_generation_are_named_together(short_run):
-    settings = {"prompt": "", "max_tokens": 0, "temperature": -1.0, "top_k": 0, "top_p": 2.0, "seed": 0}
-    with pytest.raises(ValueError) as error:
-        next(generate(Run.open(str(short_run("mlp")[0].directory)), **settings))
-    assert len(str(error.value).splitlines()) == 4
+    settings: dict[str, Any] = {
+        "prompt": "",
+        "max_tokens": 0,
+        "temperature": -1.0,
+        "top_k": 0,
+        "top_p": 2.0,
+        "seed": -1,
+    }
+    run, _ = short_run("mlp")
+    for changes in ({}, {"max_tokens": "many", "temperature": "hot", "top_k": 1.5, "top_p": "all", "seed": None}):
+        with pytest.raises(ValueError) as error:
+            next(generate(run, **{**settings, **changes}))
+        assert [line.split()[0] for line in str(error.value).splitlines()] == [*settings][1:]
+    sound = {"max_tokens": 1, "temperature": 1, "top_k": None, "top_p": None, "seed": 0}
     with pytest.raises(ValueError, match="is no language model"):
-        next(
-            generate(
-                Run.open("latest"), **{**settings, "max_tokens": 1, "temperature": 1, "top_k": None, "top_p": None}
-            )
-        )
+        next(generate(Run.open("latest"), **{**settings, **sound}))
 
 
 def test_evaluate_names_a_wrong_split_and_changed_data(short_run):

@@ -9,17 +9,29 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from quartet import build, sampling
+from quartet import build, check, sampling
+from quartet.check import Rule
 from quartet.run import Run
 from quartet.train import load_network
+
+RULES = {
+    "max_tokens": check.COUNT,
+    "temperature": Rule("a number of at least 0 (0 takes the likeliest token)", check.NOT_NEGATIVE.holds),
+    "top_k": Rule("a whole number of at least 1, or null for all tokens", lambda v: v is None or check.COUNT.holds(v)),
+    "top_p": Rule(
+        "a number above 0 and at most 1, or null", lambda v: v is None or (check.POSITIVE.holds(v) and v <= 1)
+    ),
+    "seed": check.RULES["seed"],
+}
 
 
 def stream(config: DictConfig) -> None:
     """Print the prompt and what follows it, as it is made."""
     run = Run.open(config.run)
-    settings: Any = {key: value for key, value in config.items() if key != "run"}
-    pieces = generate(run, **settings)
-    print(config.prompt, end="", flush=True)
+    prompt = "" if config.prompt is None else str(config.prompt)  # prompt=42 is a number to Hydra
+    settings: Any = {key: value for key, value in config.items() if key not in ("run", "prompt")}
+    pieces = generate(run, prompt=prompt, **settings)
+    print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
@@ -40,7 +52,7 @@ def generate(
 
     Raises ValueError where the run is no language model or a setting is out of range.
     """
-    _check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    _check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     network, tokenizer = load(run)
     context, reread, first_ids = heal(tokenizer.encode(prompt), tokenizer)
     ids = sampling.generate(
@@ -97,15 +109,7 @@ def characters(pieces: Iterable[bytes]) -> Iterator[str]:
         yield rest
 
 
-def _check(*, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    problems = []
-    if max_tokens < 1:
-        problems.append(f"max_tokens must be at least 1, not {max_tokens}")
-    if temperature < 0:
-        problems.append(f"temperature must be at least 0 (0 takes the likeliest token), not {temperature}")
-    if top_k is not None and top_k < 1:
-        problems.append(f"top_k must be at least 1, or null for all tokens, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p must be above 0 and at most 1, or null, not {top_p}")
-    if problems:
-        raise ValueError("\n".join(problems))
+def _check(**settings: Any) -> None:
+    wrong = [key for key, value in settings.items() if not RULES[key].holds(value)]
+    if wrong:
+        raise ValueError("\n".join(f"{key} must be {RULES[key].words}, not {settings[key]!r}" for key in wrong))
