@@ -266,6 +266,8 @@ def check_classes(files: list[PictureFile], path: str) -> None:
     train = Counter(file.label for file in files if file.part in (None, "train"))
     unknown = sorted({f"{file.part}/{file.label}" for file in files if file.label not in train})
     single = [label for label, n in train.items() if n == 1]
+    if not files:
+        raise ValueError(f"data.path={path} has no picture that can be read and is in one part and class; bring some")
     if unknown:
         raise ValueError(
             f"data.path={path} has no training pictures of the classes {named(unknown)}; "

@@ -227,7 +227,9 @@ def _conflicts(words: list[str], rows: list[LabelledText]) -> int:
 
 
 def _check_classes(parts: dict[str, list[LabelledText]]) -> None:
-    """ValueError where validation or test has a label that never trains."""
+    """ValueError where nothing trains, or validation or test has a label that never does."""
+    if not parts["train"]:
+        raise ValueError("no text is left to train on: val and test hold all of them; take them out of val and test")
     known = {row.label for row in parts["train"]}
     for part in SPLITS[1:]:
         unseen = next((row for row in parts[part] if row.label not in known), None)
