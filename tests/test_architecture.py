@@ -21,15 +21,17 @@ ALLOWED = {
         "torch", "torchvision", "numpy", "pytorch_lightning", "sklearn", "tokenizers", "PIL", "scipy", "pandas", "pyarrow",
         "quartet.say",
     },
-    "tasks": {"torch", "torchmetrics", "pytorch_lightning", "quartet.optim", "quartet.data.spec"},
+    "tasks": {"torch", "torchmetrics", "pytorch_lightning", "quartet.optim", "quartet.data.spec", "quartet.distributed"},
     "callbacks": {
         "torch", "numpy", "pytorch_lightning", "matplotlib", "rich", "PIL", "sklearn", "torchmetrics",
-        "quartet.sampling", "quartet.data.spec", "quartet.data.base",
+        "quartet.sampling", "quartet.data.spec", "quartet.data.base", "quartet.distributed", "quartet.interruption",
     },
     "say.py": set(),
     "run.py": {"omegaconf"},
+    "distributed.py": {"torch"},
+    "interruption.py": set(),
     "check.py": {"omegaconf", "quartet.cli", "quartet.data.splits"},
-    "cli.py": {"hydra", "omegaconf", "quartet.run"},
+    "cli.py": {"hydra", "omegaconf", "quartet.run", "quartet.interruption"},
 }  # fmt: skip
 
 

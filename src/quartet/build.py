@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from quartet import optim
+from quartet.callbacks.checkpoint import Checkpoints
 from quartet.callbacks.transfer import Freeze
 from quartet.check import check_pairing, signature_problems, value_problems
 from quartet.data.base import DataModule
@@ -170,7 +170,7 @@ def build_callbacks(config: DictConfig, checkpoints: Path) -> list[Callback]:
     callbacks: list[Callback] = [Freeze(epochs=frozen)] if frozen else []  # before those that look at gradients
     for node in values["callbacks"].values():
         if node is not None:
-            facts = {"dirpath": checkpoints} if locate(node["_target_"]) is ModelCheckpoint else {}
+            facts = {"directory": checkpoints} if locate(node["_target_"]) is Checkpoints else {}
             callbacks.append(make(node, **facts))
     return callbacks
 
@@ -192,8 +192,16 @@ def build_trainer(
             "logger": build_loggers(config, directory),
         }
     else:
-        extras = {"callbacks": list(callbacks), "logger": False, "enable_checkpointing": False}
-    return make(values, default_root_dir=str(directory), enable_model_summary=False, num_sanity_val_steps=0, **extras)
+        extras = {"callbacks": list(callbacks), "logger": False}
+    facts = {"enable_checkpointing": any(isinstance(x, Checkpoints) for x in extras["callbacks"])}  # never Lightning's own
+    return make(
+        values,
+        default_root_dir=str(directory),
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **extras,
+        **facts,
+    )
 
 
 def _validation_rhythm(trainer: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from quartet.interruption import Interrupted
 from quartet.run import PROJECT, outputs
 
 CONF = PROJECT / "conf"
@@ -56,6 +57,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
             except KeyboardInterrupt:
                 sys.exit(130)
+            except Interrupted as interruption:
+                sys.exit(interruption.exit_code)
             except Exception as error:  # of composing, not of the job
                 if full:
                     raise

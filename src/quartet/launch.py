@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, open_dict
 
 from quartet.check import check_pairing
 from quartet.cli import in_sweep
+from quartet.interruption import Interrupted, stoppable
 from quartet.run import Run
 
 SAMPLE_TOKENS = 160  # about ten lines of code
@@ -19,14 +21,38 @@ HEADLINES = ("loss", "bits_per_byte", "perplexity", "accuracy", "auroc", "f1", "
 
 def launch(config: DictConfig) -> float | None:
     """Train one run (a job, inside a sweep) and say what came out; returns the monitored value for sweepers."""
+    with stoppable():
+        run, data = _resume(config) if config.resume is not None else _start(config)
+        from quartet.train import train
+
+        try:
+            result = train(run, data)
+        except Interrupted as interruption:
+            print(f"{interruption}; go on with: python scripts/train.py resume={shlex.quote(str(run))}", file=sys.stderr)
+            raise
+    _report(run, result)
+    return result["objective"]["value"]
+
+
+def _start(config: DictConfig) -> tuple[Run, Any]:
     _name(config)
     check_pairing(config)  # at once, before torch is imported
     _announce(config)
-    from quartet.train import create_and_train
+    from quartet.train import create
 
-    run, result = create_and_train(config)
-    _report(run, result)
-    return result["objective"]["value"]
+    return create(config)
+
+
+def _resume(config: DictConfig) -> tuple[Run, None]:
+    """The run to go on with; its own config is what counts, so nothing else can be asked for."""
+    others = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+").startswith("resume=")]
+    if in_sweep() or others:
+        named = "-m" if in_sweep() else " ".join(others)
+        raise ValueError(f"resume={config.resume} goes on with a run as it was; leave out {named}")
+    run = Run.reopen(config.resume, root=config.run.root)
+    begun = "going on from its last checkpoint" if run.last_checkpoint else "it had no checkpoint yet and starts anew"
+    print(f"{run.config.run.name}, seed {run.config.seed}, {run}: {begun}", flush=True)
+    return run, None
 
 
 def _name(config: DictConfig) -> None:

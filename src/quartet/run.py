@@ -18,11 +18,18 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
@@ -53,10 +60,26 @@ class Run:
         """
         if where == "latest":
             return cls(_latest(outputs(root)))
+        return cls._at(where, "run")
+
+    @classmethod
+    def reopen(cls, where: str, root: str | Path = "outputs") -> Run:
+        """The run at a path, or the newest one that is not completed; ValueError where the run is completed."""
+        if where == "latest":
+            return cls(_latest_unfinished(outputs(root)))
+        run = cls._at(where, "resume")
+        if run.status == "completed":
+            raise ValueError(
+                f"{run} is completed; to train on with its weights, start a new run with model.init_from={run}"
+            )
+        return run
+
+    @classmethod
+    def _at(cls, where: str, key: str) -> Run:
         for directory in (Path(where).expanduser().resolve(), PROJECT / where):
             if (directory / "config.yaml").is_file():
                 return cls(directory)
-        raise FileNotFoundError(f"run={where} is not a run directory (no config.yaml in it); try run=latest")
+        raise FileNotFoundError(f"{key}={where} is not a run directory (no config.yaml in it); try {key}=latest")
 
     @property
     def config(self) -> DictConfig:
@@ -75,6 +98,36 @@ class Run:
             if (self.checkpoints / name).is_file():
                 return self.checkpoints / name
         raise FileNotFoundError(f"{self} has no checkpoint; it did not reach its first validation, train it again")
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """What training goes on from, if there is something."""
+        path = self.checkpoints / "last.ckpt"
+        return path if path.is_file() else None
+
+    @property
+    def status(self) -> str:
+        """completed, interrupted, failed, pruned, or unfinished: still running, or killed."""
+        try:
+            return str(self.read("result.json")["status"])
+        except FileNotFoundError:
+            return "unfinished"
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Only one process (the first worker of one run) trains here; a killed one leaves nothing behind.
+
+        Raises BlockingIOError where another one does.
+        """
+        if os.environ.get("RANK", "0") != "0" or fcntl is None:
+            yield
+            return
+        with (self.directory / "config.yaml").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BlockingIOError(f"{self} is being trained by another process; stop that one first") from error
+            yield
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         """Plain data as JSON, whole or not at all."""
@@ -145,12 +198,27 @@ def _new_directory(config: DictConfig) -> Path:
 
 
 def _latest(root: Path) -> Path:
-    """The newest run below `root` that has a checkpoint; runs lie at most three folders deep (sweeps/<time>/<job>)."""
-    found = [path for depth in ("*", "*/*", "*/*/*") for path in root.glob(f"{depth}/config.yaml")]
-    trained = [path for path in found if any((path.parent / "checkpoints").glob("*.ckpt"))]
+    """The newest run below `root` that has a checkpoint."""
+    trained = [run for run in _runs(root) if any((run / "checkpoints").glob("*.ckpt"))]
     if not trained:
         raise FileNotFoundError(f"no trained run below {root}; train one with: python scripts/train.py")
-    return max(trained, key=lambda path: path.stat().st_mtime_ns).parent
+    return max(trained, key=_age)
+
+
+def _latest_unfinished(root: Path) -> Path:
+    unfinished = [run for run in _runs(root) if Run(run).status != "completed"]
+    if not unfinished:
+        raise FileNotFoundError(f"every run below {root} is completed; there is none to go on with")
+    return max(unfinished, key=_age)
+
+
+def _runs(root: Path) -> list[Path]:
+    """The run directories below `root`; they lie at most three folders deep (sweeps/<time>/<job>)."""
+    return [path.parent for depth in ("*", "*/*", "*/*/*") for path in root.glob(f"{depth}/config.yaml")]
+
+
+def _age(run: Path) -> int:
+    return (run / "config.yaml").stat().st_mtime_ns
 
 
 def _version(package: str) -> str | None:

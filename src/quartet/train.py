@@ -7,7 +7,8 @@ import shutil
 import sys
 import time
 import traceback
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -15,6 +16,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from quartet import build, transfer
 from quartet.data.base import DataModule, user_path
+from quartet.failures import explain
+from quartet.interruption import Interrupted, stoppable
 from quartet.run import Run
 from quartet.tasks.base import Task
 
@@ -59,22 +62,26 @@ class History(Callback):
 
 
 def create_and_train(config: DictConfig) -> tuple[Run, dict[str, Any]]:
-    """Check the config, make its run directory and train; a mistake found before training leaves no directory."""
+    run, data = create(config)
+    return run, train(run, data)
+
+
+def create(config: DictConfig) -> tuple[Run, DataModule]:
+    """Check the config, make its run directory and read the data; a mistake found before training leaves no directory."""
     build.check(config)
     if config.data.get("path"):
         config.data.path = user_path(config.data.path)  # the run's config means the same from every directory
     transfer.make_absolute(config)
     run = Run.create(config)
     try:
-        data, task, trainer, history = prepare(run)
+        return run, fit_data(run)
     except BaseException:
         shutil.rmtree(run.directory)
         raise
-    return run, train(run, data, task, trainer, history)
 
 
-def prepare(run: Run) -> tuple[DataModule, Task, Trainer, History]:
-    """Everything that training needs, built from the run directory; writes the preprocessing into it."""
+def fit_data(run: Run) -> DataModule:
+    """The data read and their preprocessing fitted; what inference, workers and people need of it is in the run then."""
     config = run.config
     build.seed_everything(config.seed)
     data = build.build_data(config)
@@ -83,42 +90,83 @@ def prepare(run: Run) -> tuple[DataModule, Task, Trainer, History]:
         transfer.reuse_preprocessing(data, source)
     print("reading the data", flush=True)
     data.setup()
-    run.write("preprocessing.json", data.preprocessing())
     run.write("data.json", data.report())
+    run.write("preprocessing.json", data.preprocessing())
+    return data
+
+
+def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
+    """Fit, test the best checkpoint, write `result.json` last; goes on from `last.ckpt` where there is one.
+
+    Errors are kept in `error.txt` and raised, those that a person can do something about as ValueError or OSError. With
+    several workers each of them calls this, and the first one writes.
+    """
+    with stoppable(), run.exclusively():
+        parts = prepare(run, data)
+        try:
+            return _fit_and_test(run, *parts)
+        except BaseException as error:
+            explained = explain(error, run)
+            if parts.trainer.is_global_zero:
+                _record(run, parts, explained)
+            if explained is error:
+                raise
+            raise explained from error
+
+
+class Parts(NamedTuple):
+    data: DataModule
+    task: Task
+    trainer: Trainer
+    history: History
+
+
+def prepare(run: Run, data: DataModule | None) -> Parts:
+    """Everything that training needs, built from the run directory."""
+    config = run.config
+    build.seed_everything(config.seed)
+    if data is None:
+        data = build.build_data(config, run.read("preprocessing.json"))
+        data.setup()
     task = build.build_task(config, data.spec, train=True)
-    transfer.initialise(task.network, config, data.spec, source)
+    if run.last_checkpoint is None:
+        transfer.initialise(task.network, config, data.spec, transfer.find_source(config))
     history = History(config.monitor.metric, config.monitor.mode)
     trainer = build.build_trainer(config, run.directory, train=True, callbacks=(history,))
     _introduce(data, task, trainer)
-    return data, task, trainer, history
+    return Parts(data, task, trainer, history)
 
 
 def _introduce(data: DataModule, task: Task, trainer: Trainer) -> None:
     sizes = "  ".join(f"{part} {len(dataset):,}" for part, dataset in data.datasets.items())
     parameters = sum(p.numel() for p in task.network.parameters())
     print(f"samples: {sizes}  parameters: {parameters:,}  on {trainer.strategy.root_device}", flush=True)
+    if trainer.world_size > 1:
+        n, world = data.batch_size, trainer.world_size
+        print(f"workers: {world}; a step takes {n * world} samples, {n} (data.batch_size) in each worker", flush=True)
 
 
-def train(run: Run, data: DataModule, task: Task, trainer: Trainer, history: History) -> dict[str, Any]:
-    """Fit, test the best checkpoint, write `result.json` last. Errors are kept in `error.txt` and raised."""
-    test_metrics: dict[str, float] = {}
-    try:
-        trainer.fit(task, datamodule=data)
-        if run.checkpoints.is_dir():  # callbacks.checkpoint=null keeps the last weights, in memory only
-            load_network(task, run)
-        test_metrics = measure(trainer, task, data, "test")
-    except BaseException as error:
-        interrupted = isinstance(error.__context__ or error, KeyboardInterrupt)  # Lightning makes it a SystemExit
-        run.write("result.json", _result("interrupted" if interrupted else "failed", run, task, trainer, history, {}))
-        if interrupted:
-            print(f"interrupted; what was reached is in {run}", file=sys.stderr)
-            raise KeyboardInterrupt from None
-        (run.directory / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        raise
+def _fit_and_test(run: Run, data: DataModule, task: Task, trainer: Trainer, history: History) -> dict[str, Any]:
+    trainer.fit(task, datamodule=data, ckpt_path=run.last_checkpoint, weights_only=True)
+    if run.checkpoints.is_dir():  # callbacks.checkpoint=null keeps the last weights, in memory only
+        load_network(task, run)
+    test_metrics = measure(trainer, task, data, "test")
     result = _result("completed", run, task, trainer, history, test_metrics)
-    _write_hparams(run, trainer, result["metrics"])
-    run.write("result.json", result)
+    if trainer.is_global_zero:
+        _write_hparams(run, trainer, result["metrics"])
+        run.write("result.json", result)
     return result
+
+
+def _record(run: Run, parts: Parts, error: BaseException) -> None:
+    """What became of a run that did not end well; where the disk is full, nothing."""
+    interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+    _, task, trainer, history = parts
+    with suppress(OSError):
+        run.write("result.json", _result("interrupted" if interrupted else "failed", run, task, trainer, history, {}))
+        if not interrupted:
+            text = "".join(traceback.format_exception(error))
+            (run.directory / "error.txt").write_text(text, encoding="utf-8")
 
 
 def load_network(task: Task, run: Run) -> None:

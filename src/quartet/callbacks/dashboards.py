@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from quartet import sampling
 from quartet.callbacks import figures
 from quartet.callbacks.tensorboard import summary_writer
+from quartet.distributed import gathered
 
 TITLES = {"val": "validation", "test": "test"}
 LONGEST_TEXT = 300  # characters of a mistaken text that are shown
@@ -218,10 +219,7 @@ def show_text(trainer: Trainer, tag: str, file: Path, text: str, *, verbatim: bo
 
 def _gather(trainer: Trainer, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The outputs of all workers, which may have different numbers of samples."""
-    if trainer.world_size == 1:
-        return outputs
-    workers: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(workers, outputs)
+    workers = gathered(trainer, outputs)
     return {name: torch.cat([worker[name] for worker in workers]) for name in outputs}
 
 

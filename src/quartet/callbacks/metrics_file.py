@@ -14,14 +14,14 @@ from pytorch_lightning.utilities import rank_zero_only
 class MetricsFile(Logger):
     """Rows of `step` and the values logged together; a new name adds a column.
 
-    Lightning's CSVLogger deletes the file of a resumed run. This one keeps it and replaces only the rows at and after
-    the first step logged anew: those the interrupted process wrote after its last checkpoint.
+    Lightning's CSVLogger deletes the file of a resumed run. This one keeps it, without the rows that the interrupted
+    process wrote after its last checkpoint.
     """
 
     def __init__(self, *, save_dir: str):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
-        self._columns: list[str] | None = None  # None: nothing written by this process
+        self._columns: list[str] = []
 
     @property
     def name(self) -> str:
@@ -42,18 +42,21 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
-        if self._columns is None:
-            kept = [old for old in read_metrics(self.path) if step is None or int(old["step"]) < step]
-            self._rewrite(row, kept)
-        elif not row.keys() <= set(self._columns):
+        if not row.keys() <= set(self._columns):
             self._rewrite(row, read_metrics(self.path))
-        assert self._columns is not None
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
+    @rank_zero_only
+    def go_on(self, step: int) -> None:
+        """Forget what was logged at this step and after it."""
+        rows = read_metrics(self.path)
+        if rows:
+            self._rewrite({name: None for name in rows[0]}, [row for row in rows if int(row["step"]) < step])
+
     def _rewrite(self, row: dict[str, Any], kept: list[dict[str, str]]) -> None:
         """The kept rows under a header that knows the names of the new row too, put in place at once."""
-        names = dict.fromkeys(name for known in (*kept[:1], row) for name in known) | dict.fromkeys(self._columns or [])
+        names = dict.fromkeys(name for known in (*kept[:1], row) for name in known) | dict.fromkeys(self._columns)
         self._columns = ["step", *sorted(names.keys() - {"step"})]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_suffix(".tmp")

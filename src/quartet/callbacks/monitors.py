@@ -13,6 +13,16 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from quartet.callbacks.checkpoint import NotFinite
+
+
+class FiniteLoss(Callback):
+    """Raises NotFinite at the first training loss that is NaN or infinite, before it reaches the weights."""
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if not loss.isfinite():
+            raise NotFinite(f"the loss of step {trainer.global_step + 1} is {loss.item()}")
+
 
 class GradientNorm(Callback):
     """Logs `optim/gradient_norm`: the L2 norm over all parameters, unscaled, before clipping, at logging steps only."""

@@ -8,18 +8,24 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 OPTIMISATION = {"learning rate": r"^optim/lr", "gradient norm": r"^optim/gradient_norm$", "throughput": r"^throughput/"}
 
 
 class RunTensorBoard(TensorBoardLogger):
-    """Event files directly in the run directory; no `hparams.yaml` (a run has its `config.yaml`), no `hp_metric` of -1.
+    """Event files directly in the run directory; no `hparams.yaml` (a run has its `config.yaml`), no `hp_metric` of -1."""
 
-    `purge_step`, for a run that is resumed: TensorBoard hides what was logged at this step and after it, before.
-    """
+    def __init__(self, *, save_dir: str):
+        super().__init__(save_dir, name="", version="", default_hp_metric=False)
 
-    def __init__(self, *, save_dir: str, purge_step: int | None = None):
-        super().__init__(save_dir, name="", version="", default_hp_metric=False, purge_step=purge_step)
+    @rank_zero_only
+    def go_on(self, step: int) -> None:
+        """In a run that is resumed: TensorBoard hides what was logged at this step and after it, before."""
+        writer = self.experiment._get_file_writer()
+        writer.add_event(Event(file_version="brain.Event:2"), step)
+        writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
 
     def save(self) -> None:
         if self._experiment is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 
 from quartet.data.memory import Dataset, MemoryLoader, Order, sequential, shuffled
 from quartet.data.spec import Spec
@@ -109,13 +111,23 @@ class DataModule(LightningDataModule):
 
     # loaders
     def train_dataloader(self) -> MemoryLoader:
-        return self._loader("train", self.train_order(), drop_last=True)
+        loader = self._loader("train", self.train_order(), drop_last=True)
+        if self.trainer and self.trainer.training:
+            loader.position = partial(batches_seen, self.trainer)
+        return loader
 
     def val_dataloader(self) -> MemoryLoader:
         return self._loader("val", self.eval_order("val"), drop_last=False)
 
     def test_dataloader(self) -> MemoryLoader:
         return self._loader("test", self.eval_order("test"), drop_last=False)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augmentation and dropout of a training step are the same whatever was computed before it in this process."""
+        trainer = self.trainer
+        if trainer and trainer.training:
+            seed_step(trainer.strategy.root_device, self.seed, *batches_seen(trainer), trainer.global_rank)
+        return batch
 
     def train_order(self) -> Order:
         return shuffled(len(self.datasets["train"]), self.seed)
@@ -135,6 +147,20 @@ class DataModule(LightningDataModule):
         return MemoryLoader(
             dataset, batch_size=self.batch_size, order=order, drop_last=drop_last, rank=rank, world=self.world
         )
+
+
+def batches_seen(trainer: Trainer) -> tuple[int, int]:
+    """Whole epochs, and batches of the present epoch, that training has seen before the next batch."""
+    loop = trainer.fit_loop
+    return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
+
+
+def seed_step(device: torch.device, *position: int) -> None:
+    """Seed the global generators of torch for one step; not `torch.manual_seed`, which walks the stack for idle GPUs."""
+    number = int.from_bytes(hashlib.blake2b(repr(position).encode(), digest_size=7).digest())
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(number)
 
 
 def user_path(path: str) -> str:

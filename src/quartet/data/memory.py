@@ -64,7 +64,8 @@ class MemoryLoader:
     """Batches of a data set held in memory; rank r of `world` takes every world-th sample of each global batch.
 
     `epoch` and `step`, the position of the next batch, are its whole state: `seek` sets them, iteration goes on from there
-    to the end of the epoch.
+    to the end of the epoch. `position`, where it is given, says where each iteration begins: a trainer may leave an epoch
+    early or go on with an old one.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class MemoryLoader:
         self.dataset, self.batch_size, self.order = dataset, batch_size, order
         self.drop_last, self.rank, self.world = drop_last, rank, world
         self.epoch, self.step = 0, 0
+        self.position: Callable[[], tuple[int, int]] | None = None
 
     def seek(self, epoch: int, step: int) -> None:
         self.epoch, self.step = epoch, step
@@ -86,6 +88,8 @@ class MemoryLoader:
         return n // self.global_batch_size if self.drop_last else -(-n // self.global_batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.position is not None:
+            self.seek(*self.position())
         for batch in self.batches(self._remaining()):
             last = self.step + 1 == len(self)
             # moved before the batch is handed out: a consumer that counts batches never asks for the end

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
+from quartet.distributed import gathered
 from quartet.tasks.base import Batch, Task
 
 
@@ -72,10 +73,12 @@ class LanguageModeling(Task):
         self.log(f"{part}/bits_per_byte", nats / math.log(2) / n_bytes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["carried_state"] = self.state
+        """The carried state of each worker; the same call is made on all of them."""
+        own = {part: state for part, state in self.state.items() if part == "train"}
+        checkpoint["carried_state"] = gathered(self.trainer, own)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.state = checkpoint.get("carried_state", {})
+        self.state = checkpoint["carried_state"][self.trainer.global_rank]
 
 
 class _Sums(nn.Module):
