@@ -19,6 +19,7 @@ ALLOWED = {
     "sampling.py": {"torch"},
     "data": {
         "torch", "torchvision", "numpy", "pytorch_lightning", "sklearn", "tokenizers", "PIL", "scipy", "pandas", "pyarrow",
+        "quartet.say",
     },
     "tasks": {"torch", "torchmetrics", "pytorch_lightning", "quartet.optim", "quartet.data.spec", "quartet.distributed"},
     "callbacks": {
@@ -26,6 +27,7 @@ ALLOWED = {
         "quartet.sampling", "quartet.optim", "quartet.data.spec", "quartet.data.base",
         "quartet.distributed", "quartet.interruption",
     },
+    "say.py": set(),
     "run.py": {"omegaconf", "quartet.interruption"},
     "distributed.py": {"torch"},
     "interruption.py": set(),

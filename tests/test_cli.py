@@ -74,8 +74,22 @@ def test_all_mistakes_in_names_are_reported_together(script):
     assert "did you mean optimizer?" in message and "did you mean data.batch_size?" in message
 
 
-def test_several_values_without_m_are_explained(script):
-    fails(script("train", "model=mlp", "optimizer.lr=1,2"), "optimizer.lr=1,2", "-m")
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        (
+            "optimizer.lr=1,2",
+            "optimizer.lr=1,2: several values need -m (a sweep), or brackets for a list: 'optimizer.lr=[…]'",
+        ),
+        ("adam", "adam: a setting is written key=value"),
+        ("=3", "=3: a setting is written key=value"),
+        ("optimizer=null", "optimizer=null: unknown optimizer; choose from adagrad, adam"),
+        ("data.split=[1", "data.split=[1: not understood; brackets and quotes come in pairs"),
+    ],
+)
+def test_what_is_no_setting_is_explained(script, word, expected):
+    message = fails(script("train", "model=mlp", word), expected)
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -85,6 +99,8 @@ def test_several_values_without_m_are_explained(script):
         (["data.batch_size=many"], ["data.batch_size must be a whole number of at least 1, not 'many'"]),
         (["model.dropout=1.5"], ["model.dropout must be a number from 0 to below 1"]),
         (["trainer.max_steps=0"], ["trainer.max_steps must be"]),
+        (["trainer.val_check_interval=0"], ["must be a whole number of steps, or a share of an epoch"]),
+        (["trainer.val_check_interval=1.5"], ["must be a whole number of steps, or a share of an epoch"]),
         (["data.split=[0.5,0.6]"], ["data.split must be three shares"]),
         (["monitor.mode=best"], ["monitor.mode must be min or max"]),
         (["optimizer.lr=0", "seed=-1", "task.l1=-0.5"], ["optimizer.lr", "seed", "task.l1"]),

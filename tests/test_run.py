@@ -40,6 +40,8 @@ def test_run_dir_names_the_directory_and_a_full_one_is_refused(tmp_path):
     assert run.directory == tmp_path / "here"
     with pytest.raises(FileExistsError, match=r"run\.dir=.* is not empty"):
         Run.create(config(dir=str(tmp_path / "here")))
+    with pytest.raises(FileExistsError, match=r"run\.dir=.* is a file; name another directory"):
+        Run.create(config(dir=str(tmp_path / "here" / "config.yaml")))
 
 
 def test_what_is_written_is_read():

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from quartet import build, train
+from quartet.data import tokenizers
 from quartet.evaluate import evaluate
 from quartet.generate import characters, generate, heal, load
 from quartet.run import Run
@@ -216,6 +218,29 @@ def test_a_prompt_may_end_where_no_token_ends(short_run):
     assert isinstance("".join(generate(run, prompt="def ", **settings)), str)
 
 
+class Mumbler(torch.nn.Module):
+    """Would rather write <pad> and <unk> than anything else."""
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        scores = torch.zeros(tokenizer.vocab_size).index_fill(0, torch.tensor([0, tokenizer.unknown_id]), 50.0)
+        self.scores = torch.nn.Parameter(scores)
+
+    def advance(self, tokens, state):
+        return self.scores.expand(*tokens.shape, -1), state
+
+
+@pytest.mark.parametrize("prompt", ["ab", "", "aß"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_no_text_is_never_written(monkeypatch, prompt, temperature):
+    """The prompt "aß" ends in an <unk>, which is not read again: nothing else begins with it."""
+    tokenizer = tokenizers.fit("char", ["ab ab"], 10)
+    monkeypatch.setattr("quartet.generate.load", lambda run: (Mumbler(tokenizer), tokenizer))
+    settings = {"max_tokens": 50, "temperature": temperature, "top_k": 3, "top_p": 0.9, "seed": 0}
+    pieces = generate(Run(Path("none")), prompt=prompt, **settings)
+    assert set("".join(pieces)) <= set("ab ")
+
+
 def test_a_multi_byte_character_is_never_split():
     text = "aé€😀中"
     pieces = list(characters(bytes([b]) for b in text.encode()))
@@ -224,16 +249,22 @@ def test_a_multi_byte_character_is_never_split():
 
 
 def test_mistakes_of_generation_are_named_together(short_run):
-    settings = {"prompt": "", "max_tokens": 0, "temperature": -1.0, "top_k": 0, "top_p": 2.0, "seed": 0}
-    with pytest.raises(ValueError) as error:
-        next(generate(Run.open(str(short_run("mlp")[0].directory)), **settings))
-    assert len(str(error.value).splitlines()) == 4
+    settings: dict[str, Any] = {
+        "prompt": "",
+        "max_tokens": 0,
+        "temperature": -1.0,
+        "top_k": 0,
+        "top_p": 2.0,
+        "seed": -1,
+    }
+    run, _ = short_run("mlp")
+    for changes in ({}, {"max_tokens": "many", "temperature": "hot", "top_k": 1.5, "top_p": "all", "seed": None}):
+        with pytest.raises(ValueError) as error:
+            next(generate(run, **{**settings, **changes}))
+        assert [line.split()[0] for line in str(error.value).splitlines()] == [*settings][1:]
+    sound = {"max_tokens": 1, "temperature": 1, "top_k": None, "top_p": None, "seed": 0}
     with pytest.raises(ValueError, match="is no language model"):
-        next(
-            generate(
-                Run.open("latest"), **{**settings, "max_tokens": 1, "temperature": 1, "top_k": None, "top_p": None}
-            )
-        )
+        next(generate(Run.open("latest"), **{**settings, **sound}))
 
 
 def test_evaluate_names_a_wrong_split_and_changed_data(short_run):

@@ -64,6 +64,10 @@ RULES = {
     "task.label_smoothing": PROBABILITY,
     "trainer.max_steps": LENGTH,
     "trainer.max_epochs": LENGTH,
+    "trainer.val_check_interval": Rule(
+        "a whole number of steps, or a share of an epoch such as 0.5",
+        lambda v: COUNT.holds(v) or (isinstance(v, float) and 0 < v <= 1),
+    ),
     "trainer.accumulate_grad_batches": COUNT,
     "trainer.log_every_n_steps": COUNT,
     "trainer.num_nodes": COUNT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -14,7 +15,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -58,10 +59,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 sys.exit(130)
             except Interrupted as interruption:
                 sys.exit(interruption.exit_code)
-            except Exception as error:
+            except Exception as error:  # of composing, not of the job
                 if full:
                     raise
-                print(_message(error, config_name), file=sys.stderr)
+                print(_message(error, config_name, composing=True), file=sys.stderr)
                 sys.exit(1)
             if failures:
                 sys.exit(1)
@@ -105,15 +106,20 @@ def quiet_libraries() -> None:
 # messages
 
 
-def _message(error: Exception, config_name: str) -> str:
-    problems: list[str] = []
-    if isinstance(error, HydraException):
-        problems = list(override_problems(config_name, sys.argv[1:])) or [_one_line(str(error))]
-    elif isinstance(error, OmegaConfBaseException | ValueError | OSError):
-        problems = [str(error) if isinstance(error, ValueError) else _one_line(str(error))]
-    else:
-        problems = [f"{type(error).__name__}: {_one_line(str(error))} ({FULL_ERROR}=1 shows the traceback)"]
-    return "\n".join(f"error: {line}" for problem in problems for line in problem.splitlines())
+def _message(error: Exception, config_name: str, *, composing: bool = False) -> str:
+    problems = list(override_problems(config_name, sys.argv[1:])) if composing else []
+    lines = [line for problem in problems or [_described(error)] for line in problem.splitlines()]
+    return "\n".join(f"error: {line}" for line in lines)
+
+
+def _described(error: Exception) -> str:
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not understood; brackets and quotes come in pairs, 'key=\"some text\"' quotes a text"
+    if isinstance(error, HydraException | OmegaConfBaseException | OSError):
+        return _one_line(str(error))
+    if isinstance(error, ValueError):
+        return str(error)  # a line for each mistake
+    return f"{type(error).__name__}: {_one_line(str(error))} ({FULL_ERROR}=1 shows the traceback)"
 
 
 def _one_line(text: str) -> str:
@@ -122,7 +128,10 @@ def _one_line(text: str) -> str:
 
 def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
     """What is wrong with `key=value` arguments that Hydra refused: unknown options and misspelt keys, all of them."""
-    pairs = [word.lstrip("+~").partition("=")[::2] for word in arguments if "=" in word and not word.startswith("-")]
+    for word in arguments:
+        if not re.match(r"[-~]|[^=]+=", word):
+            yield f"{word}: a setting is written key=value, such as optimizer.lr=0.01"
+    pairs = [word.lstrip("+~").partition("=")[::2] for word in arguments if re.match("[^-=][^=]*=", word)]
     choices = {key: value.split(",") for key, value in pairs if (CONF / key).is_dir()}
     sound = []
     for group, options in choices.items():
@@ -138,7 +147,7 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
             yield f"{key}: no such key{_nearest(key, sorted(keys))}"
     multiple = [f"{key}={value}" for key, value in pairs if "," in value and value[0] not in "[({'\""]
     if multiple and not {"-m", "--multirun"} & set(arguments):
-        yield f"{multiple[0]}: several values need -m (a sweep), or brackets for a list: '{pairs[0][0]}=[…]'"
+        yield f"{multiple[0]}: several values need -m (a sweep), or brackets for a list: '{multiple[0].split('=')[0]}=[…]'"
 
 
 def _options(group: str) -> list[str]:

@@ -9,17 +9,29 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from quartet import build, sampling
+from quartet import build, check, sampling
+from quartet.check import Rule
 from quartet.run import Run
 from quartet.train import load_network
+
+RULES = {
+    "max_tokens": check.COUNT,
+    "temperature": Rule("a number of at least 0 (0 takes the likeliest token)", check.NOT_NEGATIVE.holds),
+    "top_k": Rule("a whole number of at least 1, or null for all tokens", lambda v: v is None or check.COUNT.holds(v)),
+    "top_p": Rule(
+        "a number above 0 and at most 1, or null", lambda v: v is None or (check.POSITIVE.holds(v) and v <= 1)
+    ),
+    "seed": check.RULES["seed"],
+}
 
 
 def stream(config: DictConfig) -> None:
     """Print the prompt and what follows it, as it is made."""
     run = Run.open(config.run)
-    settings: Any = {key: value for key, value in config.items() if key != "run"}
-    pieces = generate(run, **settings)
-    print(config.prompt, end="", flush=True)
+    prompt = "" if config.prompt is None else str(config.prompt)  # prompt=42 is a number to Hydra
+    settings: Any = {key: value for key, value in config.items() if key not in ("run", "prompt")}
+    pieces = generate(run, prompt=prompt, **settings)
+    print(prompt, end="", flush=True)
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
@@ -40,7 +52,7 @@ def generate(
 
     Raises ValueError where the run is no language model or a setting is out of range.
     """
-    _check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    _check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     network, tokenizer = load(run)
     context, reread, first_ids = heal(tokenizer.encode(prompt), tokenizer)
     ids = sampling.generate(
@@ -53,6 +65,7 @@ def generate(
         top_p=top_p,
         generator=torch.Generator().manual_seed(seed),
         stop_id=tokenizer.eos_id,
+        forbidden_ids=tokenizer.textless_ids,
         cache=cache,
     )
     pieces = (tokenizer.token_bytes[i] for i in ids)
@@ -63,9 +76,10 @@ def heal(ids: list[int], tokenizer: Any) -> tuple[list[int], bytes, tuple[int, .
     """The prompt without its last token, that token's bytes, and the tokens that begin with them.
 
     "def " ends in a space that the text would have given to the next word (" main"): the last token of a prompt is chosen
-    anew among those that continue it ("token healing", Lundberg 2023). An empty prompt begins a document.
+    anew among those that continue it ("token healing", Lundberg 2023), but for an <unk>, which nothing continues. An empty
+    prompt begins a document.
     """
-    last = tokenizer.token_bytes[ids[-1]] if ids else b""
+    last = tokenizer.token_bytes[ids[-1]] if ids and ids[-1] not in tokenizer.textless_ids else b""
     if not last:
         return ids or [tokenizer.eos_id], b"", None
     candidates = tuple(i for i, piece in enumerate(tokenizer.token_bytes) if piece.startswith(last))
@@ -95,15 +109,7 @@ def characters(pieces: Iterable[bytes]) -> Iterator[str]:
         yield rest
 
 
-def _check(*, max_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    problems = []
-    if max_tokens < 1:
-        problems.append(f"max_tokens must be at least 1, not {max_tokens}")
-    if temperature < 0:
-        problems.append(f"temperature must be at least 0 (0 takes the likeliest token), not {temperature}")
-    if top_k is not None and top_k < 1:
-        problems.append(f"top_k must be at least 1, or null for all tokens, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p must be above 0 and at most 1, or null, not {top_p}")
-    if problems:
-        raise ValueError("\n".join(problems))
+def _check(**settings: Any) -> None:
+    wrong = [key for key, value in settings.items() if not RULES[key].holds(value)]
+    if wrong:
+        raise ValueError("\n".join(f"{key} must be {RULES[key].words}, not {settings[key]!r}" for key in wrong))

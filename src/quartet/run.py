@@ -195,10 +195,9 @@ def environment() -> dict[str, Any]:
 def _new_directory(config: DictConfig) -> Path:
     if config.run.dir is not None:
         directory = Path(config.run.dir).expanduser().absolute()
-        if directory.is_dir() and any(directory.iterdir()):
-            raise FileExistsError(
-                f"run.dir={config.run.dir} is not empty; name another directory, or leave run.dir out"
-            )
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            what = "not empty" if directory.is_dir() else "a file"
+            raise FileExistsError(f"run.dir={config.run.dir} is {what}; name another directory, or leave run.dir out")
         directory.mkdir(parents=True, exist_ok=True)
         return directory
     parent = outputs(config.run.root) / config.run.name

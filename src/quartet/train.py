@@ -17,6 +17,7 @@ from quartet.data.base import DataModule, user_path
 from quartet.failures import explain
 from quartet.interruption import stoppable
 from quartet.run import Run
+from quartet.say import say
 from quartet.tasks.base import Task
 
 
@@ -86,7 +87,7 @@ def fit_data(run: Run) -> DataModule:
     source = transfer.find_source(config)
     if source is not None:
         transfer.reuse_preprocessing(data, source)
-    print("reading the data", flush=True)
+    say("reading the data")
     data.setup()
     run.write("data.json", data.report())
     run.write("preprocessing.json", data.preprocessing())
@@ -151,10 +152,10 @@ def prepare(run: Run, data: DataModule | None = None) -> Parts:
 def _introduce(data: DataModule, task: Task, trainer: Trainer) -> None:
     sizes = "  ".join(f"{part} {len(dataset):,}" for part, dataset in data.datasets.items())
     parameters = sum(p.numel() for p in task.network.parameters())
-    print(f"samples: {sizes}  parameters: {parameters:,}  on {trainer.strategy.root_device}", flush=True)
+    say(f"samples: {sizes}  parameters: {parameters:,}  on {trainer.strategy.root_device}")
     if trainer.world_size > 1:
         n, world = data.batch_size, trainer.world_size
-        print(f"workers: {world}; a step takes {n * world} samples, {n} (data.batch_size) in each worker", flush=True)
+        say(f"workers: {world}; a step takes {n * world} samples, {n} (data.batch_size) in each worker")
 
 
 def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from quartet.data.base import DataModule, user_path
 from quartet.data.spec import Spec
 from quartet.models.image import TorchvisionClassifier, is_file
 from quartet.run import Run
+from quartet.say import say
 
 SHOWN = 3  # misfits named in a message; the others are of the same kind
 
@@ -63,7 +64,7 @@ def reuse_preprocessing(data: DataModule, source: Run) -> None:
     """What the old network was trained on must be read the same way: texts with the old tokenizer. Before `setup`."""
     taken = data.reuse(source.read("preprocessing.json"))
     if taken:
-        print(f"{taken}: that of {source}, whose weights the network takes", flush=True)
+        say(f"{taken}: that of {source}, whose weights the network takes")
 
 
 def initialise(network: nn.Module, config: DictConfig, spec: Spec, source: Run | None) -> None:
@@ -103,7 +104,7 @@ def _load_run(network: nn.Module, config: DictConfig, spec: Spec, source: Run) -
     if misfits:
         remedy = "; what differs there: " + ", ".join(_differences(source, config, spec))
         raise ValueError(f"the network of model.init_from={source} does not fit this one: {_some(misfits)}{remedy}")
-    print(f"weights: those of {source}, {'head included' if same_question else 'with a new head'}", flush=True)
+    say(f"weights: those of {source}, {'head included' if same_question else 'with a new head'}")
 
 
 def _spec(run: Run) -> Spec:
@@ -132,7 +133,7 @@ def _load_torchvision(network: TorchvisionClassifier, name: str, weights: str) -
     if misfits:
         remedy = f"they must be those of model.name={name}, for pictures of this size, or model.weights=null"
         raise ValueError(f"model.weights={weights} does not fit the network: {_some(misfits)}; {remedy}")
-    print(f"weights: {weights} of torchvision's {name}, with a new head", flush=True)
+    say(f"weights: {weights} of torchvision's {name}, with a new head")
 
 
 def _read_file(path: str) -> dict[str, Tensor]:

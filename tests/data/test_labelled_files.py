@@ -170,7 +170,7 @@ GOOD = "text,label\na,1\nb,0\nc,1\nd,0\n"
         ("a.csv", "text,label\n", {}, r"a.csv has a header and no rows; bring rows, or say data.header=false"),
         ("a.csv", b"\x89PNG\0\0\0", {}, r"a.csv is no text: a NUL byte at position 4"),
         ("a.csv", b"text,label\nna\xefve,1\n", {}, r"a.csv is not utf-8: byte 0xef at position 13; .*data.encoding=…: lat"),
-        ("a.csv", "text,label\na,1\nb,1\n", {}, r"a.csv \(column label\): every label is '1'; .* at least 2 classes"),
+        ("a.csv", "text,label\na,1\nb,1\n", {}, r"a.csv \(column label\): every label is '1'; .* classes; .*data.label=…"),
         ("a.csv", GOOD + "e,2\n", {}, r"only one example of the label '2' \(.*a.csv, line 6\); bring more, merge"),
         ("a.csv", GOOD, {"label": "lable"}, r"a.csv has no column lable \(data.label\), did you mean label\?; it has text"),
         ("a.csv", GOOD, {"text": 7}, r"a.csv has no column 7 \(data.text\); it has text, label"),
@@ -213,6 +213,8 @@ def test_paths_that_are_not_there(tmp_path, write):
     write("reviews.csv", GOOD)
     with pytest.raises(FileNotFoundError, match=r"review.csv does not exist, did you mean .*reviews.csv\?"):
         source(tmp_path / "review.csv").rows()
+    with pytest.raises(FileNotFoundError, match=r"x.tsv does not exist; data.path is relative to where you are"):
+        source(tmp_path / "x.tsv").rows()
 
 
 def test_folders_that_say_too_little_or_too_much(tmp_path, write):

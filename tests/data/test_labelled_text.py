@@ -129,7 +129,7 @@ def labelled(text: str, label: str, part: str | None = None) -> LabelledText:
     return LabelledText(text, label, None, part, f"{part}: {text}")
 
 
-def test_given_parts_are_kept_and_test_never_trains():
+def test_given_parts_are_kept_and_test_never_trains(capsys):
     rows = [
         *(labelled(f"train {i}", "ab"[i % 2], "train") for i in range(10)),
         labelled("in  val", "a", "train"),
@@ -147,6 +147,7 @@ def test_given_parts_are_kept_and_test_never_trains():
     assert [row.text for row in kept if row.part == "train"] == [f"train {i}" for i in range(10)]
     assert notes[0].startswith("3 texts dropped from train or val") and notes[1].startswith("1 texts stand with more")
     data = ready(classifier(rows))
+    assert f"note: {notes[0]}" in capsys.readouterr().out
     assert [len(data.ids[part]) for part in ("train", "val", "test")] == [10, 2, 2]  # ids name the two "twice" alike
 
 

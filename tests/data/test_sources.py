@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import io
 import sysconfig
+import urllib.error
 
 import pytest
 from hypothesis import given
@@ -141,6 +144,36 @@ def test_a_damaged_download_is_refused_and_leaves_nothing(network, tmp_path):
     with pytest.raises(ValueError, match=r"has SHA-256 .*, not "):
         Shakespeare(path=None, download=True).documents()
     assert not list(tmp_path.rglob("*.txt"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (urllib.error.URLError(ConnectionRefusedError(111, "Connection refused")), "Connection refused"),
+        (TimeoutError("timed out"), "timed out"),
+        (http.client.IncompleteRead(b"half"), "IncompleteRead"),
+    ],
+)
+def test_without_a_network_the_remedy_is_told(network, monkeypatch, tmp_path, error, reason):
+    def urlopen(url, timeout):
+        raise error
+
+    network(TEXT)
+    monkeypatch.setattr(sources.urllib.request, "urlopen", urlopen)
+    with pytest.raises(ConnectionError, match=rf"^https://.* cannot be fetched \(.*{reason}.*\); .*data.path=<file>$"):
+        Shakespeare(path=None, download=True).documents()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_onto_a_full_disk(network, monkeypatch, tmp_path):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    network(TEXT)
+    monkeypatch.setattr(sources.os, "fsync", full)
+    with pytest.raises(OSError, match=r"the disk is full: no room in the cache .*QUARTET_CACHE"):
+        Shakespeare(path=None, download=True).documents()
+    assert not list((tmp_path / "cache").iterdir())
 
 
 # the fingerprint

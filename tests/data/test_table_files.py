@@ -234,11 +234,13 @@ def test_rows_without_a_target_are_left_out_on_demand(tmp_path):
     assert "10 rows without a target were left out" in data.report()["notes"]
 
 
-def test_repeated_rows_stay_and_are_counted(tmp_path):
+def test_repeated_rows_stay_and_are_counted(tmp_path, capsys):
     table = frame(n=30, part=["train"] * 20 + ["val"] * 5 + ["test"] * 5)
     table.loc[[26, 27], ["a", "c", "y"]] = table.loc[3, ["a", "c", "y"]].values
-    notes = ready(written(tmp_path, table), split_column="part").report()["notes"]
+    path = written(tmp_path, table)
+    notes = ready(path, split_column="part").report()["notes"]
     assert "2 rows repeat another one" in notes and "2 test rows are also in train" in notes
+    assert f"note: {path}: 2 test rows are also in train; take out" in capsys.readouterr().out
 
 
 # splits
@@ -290,13 +292,18 @@ FILES = [
     ("duplicate names", b"a,y,a\n1,2,3\n", r"several columns are called 'a'; give each a name"),
     ("too long", f"{GOOD}1,2,3,4\n", r"line 22 has 4 values, but there are 3 columns; correct the line"),
     ("too short", GOOD.replace("3.5,u,yes", "3.5,u", 1), r"line \d+ has 2 values, but there are 3 columns"),
-    ("one class", GOOD.replace("no", "yes"), r"the target 'y' has one class only \(yes\); there must be two"),
+    (
+        "one class",
+        GOOD.replace("no", "yes"),
+        r"the target 'y' has one class only \(yes\); there must be two: .* data.target",
+    ),
     ("one example", f"{GOOD}1,u,rare\n", r"only one row has the class 'rare' of 'y'"),
     (
         "missing target",
         f"{GOOD}1,u,\n2,u,NA\n",
         r"no target 'y' in 2 of 22 rows \(21, 22\); data.drop_missing_target=true",
     ),
+    ("empty target", "a,c,y\n" + "1,u,\n2,v,\n" * 10, r"no row has a target: column 'y' is empty; fill it, or name"),
     (
         "empty column",
         GOOD.replace(".5,u", ".5,").replace(".5,v", ".5,"),
@@ -374,6 +381,11 @@ def test_mistakes_in_official_parts_and_groups(tmp_path, columns, changes, messa
 def test_a_stray_word_in_a_number_to_predict(tmp_path):
     with pytest.raises(ValueError, match=r"the target 'y' has 'many' in row 1, no number; .*data.missing=\[many\]"):
         ready(written(tmp_path, frame(n=20, y=["many", *range(19)])), target_kind="number")
+
+
+def test_an_infinite_number_to_predict(tmp_path):
+    with pytest.raises(ValueError, match=r"the target 'y' is infinite in row 1; .* data.drop_missing_target=true"):
+        ready(written(tmp_path, frame(n=20, y=["-inf", *range(19)])), target_kind="number")
 
 
 def test_a_class_of_the_test_rows_that_training_lacks_for_its_group(tmp_path):

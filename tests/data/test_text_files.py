@@ -6,12 +6,13 @@ import builtins
 import errno
 import threading
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quartet.data import text_files
+from quartet.data import sources, text_files
 from quartet.data.text_files import FileDocument, Reading, TextFiles, cache_key, cached, find_texts
 
 UTF8 = Reading("utf-8", None)
@@ -242,28 +243,34 @@ def test_a_full_disk_is_one_clear_message_and_leaves_nothing(cache):
         file.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match=r"the disk is full: no room for the token cache in .*cache/text .*QUARTET_CACHE"):
+    with pytest.raises(OSError, match=r"the disk is full: no room in the cache .*cache/text .*QUARTET_CACHE"):
         cached("k.test", write)
     assert not list(cache.iterdir())
 
 
-def test_a_disk_that_is_full_in_earnest(monkeypatch):
-    monkeypatch.setattr(text_files, "text_cache", lambda: text_files.Path("/dev"))
-    path = text_files.Path("/dev/full")
+def test_a_disk_that_is_full_in_earnest():
+    path = Path("/dev/full")
     if not path.exists():
         pytest.skip("this system has no /dev/full")
     with pytest.raises(OSError) as caught, open(path, "wb") as full:
         full.write(b"x")
         full.flush()
-    assert "the disk is full" in str(text_files._explained(caught.value))
+    assert "the disk is full" in str(sources._explained(caught.value, Path("/dev")))
 
 
 def test_a_cache_that_may_not_be_written(cache, monkeypatch):
     def refuse(*arguments, **settings):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(text_files.tempfile, "NamedTemporaryFile", refuse)
-    with pytest.raises(PermissionError, match=r"the token cache .* cannot be written; point QUARTET_CACHE to a folder"):
+    monkeypatch.setattr(sources.tempfile, "NamedTemporaryFile", refuse)
+    with pytest.raises(PermissionError, match=r"the cache .* cannot be written; point QUARTET_CACHE to a folder"):
+        cached("k.test", lambda file: None)
+
+
+def test_a_cache_that_is_a_file(cache):
+    cache.parent.parent.mkdir(exist_ok=True)
+    cache.parent.write_text("")
+    with pytest.raises(PermissionError, match=r"the cache .* cannot be written; point QUARTET_CACHE to a folder"):
         cached("k.test", lambda file: None)
 
 

@@ -82,6 +82,12 @@ def test_unseen_characters(tokenizer):
         assert tokenizer.byte_counts[tokenizer.unknown_id] == 1
 
 
+def test_ids_that_no_text_is_made_of(tokenizer):
+    special = {tokenizer.pad_id, tokenizer.eos_id, tokenizer.unknown_id} - {None}
+    assert {*tokenizer.textless_ids, tokenizer.eos_id} == special
+    assert not {*tokenizer.textless_ids} & {i for text in TEXTS for i in tokenizer.encode(text)}
+
+
 @given(text=any_text)
 @example(text="a\x1cb \x1f\u2003\n\n  x'll\t'll\x85 \u3000y")
 @settings(deadline=None)

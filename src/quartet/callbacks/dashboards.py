@@ -171,8 +171,8 @@ class TextSamples(Callback):
         prompt = tokenizer.encode(self.prompt) if self.prompt else opening(trainer.datamodule)  # type: ignore[attr-defined]
         with evaluating(task.network):
             generator = torch.Generator().manual_seed(self.seed)
-            stop = tokenizer.eos_id
-            written = sampling.generate(task.network, prompt, generator=generator, stop_id=stop, **self.settings)
+            never = {"stop_id": tokenizer.eos_id, "forbidden_ids": tokenizer.textless_ids}
+            written = sampling.generate(task.network, prompt, generator=generator, **never, **self.settings)
             return tokenizer.decode([*prompt, *written])
 
 

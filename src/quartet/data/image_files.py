@@ -38,6 +38,7 @@ from quartet.data.image_folders import (
 )
 from quartet.data.images import MODES, Examples, PictureData, Pictures, class_counts, histogram, to_uint8
 from quartet.data.memory import Batch, MemoryLoader, Order
+from quartet.say import say
 
 LARGEST_FOUND = 128  # pixels: larger pictures train slowly, their size must be asked for
 USUAL_SIZE = 64  # pixels, for pictures of several sizes
@@ -138,7 +139,7 @@ class FolderData(PictureData):
         sides = {side for look in train for side in look.size}
         if len(sides) == 1 and max(sides) <= LARGEST_FOUND:
             return channels, max(sides)
-        print(f"pictures are brought to {USUAL_SIZE}×{USUAL_SIZE}; data.image_size=<pixels> says otherwise", flush=True)
+        say(f"pictures are brought to {USUAL_SIZE}×{USUAL_SIZE}; data.image_size=<pixels> says otherwise")
         return channels, USUAL_SIZE
 
     def _decode(
@@ -175,7 +176,7 @@ class FolderData(PictureData):
         }
         self._notes = [f"{counted(n, 'file')} {what}" for what, n in told.items() if n]
         for note in self._notes:
-            print(note, flush=True)
+            say(note)
         if not in_memory:
             self._notes.append(f"decoded in training: more than data.memory_gb={self.memory_gb}")
 

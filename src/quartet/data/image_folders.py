@@ -21,6 +21,7 @@ import numpy as np
 from quartet.data.base import user_path
 from quartet.data.images import Examples, class_counts, to_uint8
 from quartet.data.splits import PART_NAMES, SPLITS
+from quartet.say import say
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HIDDEN = (".", "__MACOSX")  # beginnings of names that file managers and archives leave behind
@@ -181,7 +182,7 @@ def in_threads(work: Callable[[PictureFile], Any], files: Sequence[PictureFile],
             finished += n
             if time.monotonic() - told > RHYTHM:
                 told = time.monotonic()
-                print(f"{done} {finished:,} of {len(files):,} pictures", flush=True)
+                say(f"{done} {finished:,} of {len(files):,} pictures")
     return {file: problems[file] for file in files if file in problems}
 
 
@@ -265,6 +266,8 @@ def check_classes(files: list[PictureFile], path: str) -> None:
     train = Counter(file.label for file in files if file.part in (None, "train"))
     unknown = sorted({f"{file.part}/{file.label}" for file in files if file.label not in train})
     single = [label for label, n in train.items() if n == 1]
+    if not files:
+        raise ValueError(f"data.path={path} has no picture that can be read and is in one part and class; bring some")
     if unknown:
         raise ValueError(
             f"data.path={path} has no training pictures of the classes {named(unknown)}; "

@@ -11,6 +11,7 @@ import numpy as np
 from quartet.data.base import user_path
 from quartet.data.images import ImageData, Pictures
 from quartet.data.sources import cache_directory
+from quartet.say import say
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,16 @@ class TorchvisionSet:
         except (RuntimeError, FileNotFoundError):
             if not self.download:
                 raise FileNotFoundError(self._remedy()) from None
-        print(f"fetching {SETS[self.name].name} into {self.root}", flush=True)
+        say(f"fetching {SETS[self.name].name} into {self.root}")
         try:
             return read(self.root, train=train, download=True)
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())
-            raise ConnectionError(f"{SETS[self.name].name} cannot be fetched into {self.root}: {reason}") from None
+            known = SETS[self.name]
+            raise ConnectionError(
+                f"{known.name} cannot be fetched into {self.root}: {reason}; try again, or give a copy of your own: "
+                f"data.path=<the folder that holds {known.folder}>"
+            ) from None
 
     def _remedy(self) -> str:
         known = SETS[self.name]

@@ -25,6 +25,7 @@ from quartet.data.base import user_path
 from quartet.data.sources import LabelledText
 from quartet.data.splits import PART_NAMES, SPLITS
 from quartet.data.text_files import Reading
+from quartet.say import say
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 USUAL = {  # names that settle which column is which
@@ -93,7 +94,7 @@ class LabelledFiles:
         tables = [first, *(self._read(path, first.header) for _, path in others)]
         self.found = self._columns(first)
         how = "named by a header" if first.header else "no header, numbered from 0"
-        print(f"columns of {self.path}: {', '.join(f'{k} = {v}' for k, v in self.found.items())} ({how})", flush=True)
+        say(f"columns of {self.path}: {', '.join(f'{k} = {v}' for k, v in self.found.items())} ({how})")
         rows = [row for part, table in zip(files, tables, strict=True) for row in self._labelled(table, part)]
         return checked(canonical(rows), f"{self.path} (column {self.found['label']})")
 
@@ -385,7 +386,10 @@ def checked(rows: list[LabelledText], source: str) -> list[LabelledText]:
     """The rows; ValueError where there is a single class or a class with one example."""
     counts = Counter(row.label for row in rows)
     if len(counts) < 2:
-        raise ValueError(f"{source}: every label is {next(iter(counts))!r}; a classifier needs at least 2 classes")
+        raise ValueError(
+            f"{source}: every label is {next(iter(counts))!r}; a classifier needs at least 2 classes; "
+            "bring texts of another one, or name another column: data.label=…"
+        )
     lonely = [row for row in rows if counts[row.label] == 1]
     if lonely:
         shown = ", ".join(f"{row.label!r} ({row.where})" for row in lonely[:3])

@@ -19,6 +19,7 @@ from quartet.data.sources import LabelledSource, LabelledText, fingerprint
 from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS
 from quartet.data.text import TextData, padded
+from quartet.say import say
 
 EXAMPLE = 100  # characters of a text shown in the report
 BUCKET = 20  # batches whose texts are sorted by length together
@@ -43,6 +44,8 @@ class TextClassificationData(TextData):
     def read(self) -> tuple[dict[str, list[LabelledText]], str]:
         rows = self.source.rows()
         kept, self._notes = unique_texts(rows)
+        for note in self._notes:
+            say(f"note: {note}")
         parts = self._split(kept)
         _check_classes(parts)
         self._examples = {row.label: row.text[:EXAMPLE] for row in reversed(parts["train"])}
@@ -224,7 +227,9 @@ def _conflicts(words: list[str], rows: list[LabelledText]) -> int:
 
 
 def _check_classes(parts: dict[str, list[LabelledText]]) -> None:
-    """ValueError where validation or test has a label that never trains."""
+    """ValueError where nothing trains, or validation or test has a label that never does."""
+    if not parts["train"]:
+        raise ValueError("no text is left to train on: val and test hold all of them; take them out of val and test")
     known = {row.label for row in parts["train"]}
     for part in SPLITS[1:]:
         unseen = next((row for row in parts[part] if row.label not in known), None)

@@ -6,15 +6,18 @@ nothing but the files it reads, so that the fingerprint of the data is the same 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sysconfig
 import tempfile
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 PIECE = 2**16  # characters of a text encoded at a time
 
@@ -219,13 +222,49 @@ def cache_directory() -> Path:
 
 
 def download(url: str, sha256: str, target: Path) -> None:
-    """Fetch a small file of known content; it appears whole or not at all. ValueError where the content differs."""
-    with urllib.request.urlopen(url, timeout=60) as response:  # seconds
-        data = response.read()
+    """Fetch a small file of known content; it appears whole or not at all.
+
+    Raises ConnectionError where the network fails, ValueError where the content differs.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=60) as response:  # seconds
+            data = response.read()
+    except (OSError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        raise ConnectionError(
+            f"{url} cannot be fetched ({reason}); try again, or give a copy of your own: data.path=<file>"
+        ) from None
     actual = hashlib.sha256(data).hexdigest()
     if actual != sha256:
         raise ValueError(f"{url} has SHA-256 {actual}, not {sha256}: it was changed or damaged; try again")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, target)
+    write_whole(target, lambda file: file.write(data))
+
+
+def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
+    """A file of the cache, whole or not at all; an OSError says what can be done about a cache that cannot be written."""
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+            temporary = file.name
+            write(file)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException as error:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+        raise _explained(error, target.parent) from None
+
+
+def _explained(error: BaseException, folder: Path) -> BaseException:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(
+            f"the disk is full: no room in the cache {folder} (tokens take about half the size of a text); free some, or "
+            "point QUARTET_CACHE to a folder on another disk"
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
+        return PermissionError(f"the cache {folder} cannot be written; point QUARTET_CACHE to a folder of yours")
+    return error

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from quartet.data.table_columns import (
 )
 from quartet.data.table_reader import read_bytes, read_table
 from quartet.data.tables import Table, Tabular
+from quartet.say import say
 
 N_EXAMPLES = 8  # training rows in the report
 MANY_NUMBERS = 20  # distinct whole numbers in a target; more are a quantity
@@ -156,6 +158,10 @@ class TableFile(Tabular):
         target = self._column(rows, self.target)
         known = np.asarray(target.is_valid())
         self._dropped = int((~known).sum())
+        if not known.any():
+            raise ValueError(
+                f"no row has a target: column {self.target!r} is empty; fill it, or name another data.target"
+            )
         if self._dropped and not self.drop:
             raise ValueError(
                 f"no target {self.target!r} in {self._dropped} of {len(rows)} rows ({rows.where(~known)}); "
@@ -183,7 +189,10 @@ class TableFile(Tabular):
             )
         names, counts = np.unique(self._labels(rows), return_counts=True)
         if len(names) < 2:
-            raise ValueError(f"the target {self.target!r} has one class only ({', '.join(names)}); there must be two")
+            raise ValueError(
+                f"the target {self.target!r} has one class only ({', '.join(names)}); there must be two: bring rows of "
+                "another one, or name another data.target"
+            )
         if counts.min() == 1:
             raise ValueError(
                 f"only one row has the class {listed(map(repr, names[counts == 1]))} of {self.target!r}, which cannot "
@@ -195,7 +204,8 @@ class TableFile(Tabular):
 
     def _numbers(self, rows: Rows, decimal: str) -> np.ndarray:
         text = self._column(rows, self.target)
-        if (strange := read_numbers(text, decimal)[1]).all():
+        numbers, strange = read_numbers(text, decimal)
+        if strange.all():
             raise ValueError(
                 f"task=regression needs numbers, but the target {self.target!r} has text such as {text[0].as_py()!r}; "
                 "task=classification predicts classes"
@@ -206,7 +216,12 @@ class TableFile(Tabular):
                 f"the target {self.target!r} has {stray!r} in row {rows.where(strange)}, no number; correct it, or add "
                 f"{option('data.missing', stray)} and data.drop_missing_target=true"
             )
-        return read_column(Column(str(self.target), "numeric"), text, decimal, rows.numbers)[str(self.target)]
+        if (infinite := np.isinf(numbers)).any():
+            raise ValueError(
+                f"the target {self.target!r} is infinite in row {rows.where(infinite)}; correct it, or leave it empty and "
+                "add data.drop_missing_target=true"
+            )
+        return numbers
 
     def _split(self, rows: Rows) -> dict[str, list[int]]:
         classes = self._labels(rows) if self.target_kind == "class" else None
@@ -262,9 +277,11 @@ class TableFile(Tabular):
 
     def fit(self, train: Rows) -> dict[str, Any]:
         with _naming(self.path):
-            schema = self._find_schema(train)
+            self.schema = schema = self._find_schema(train)
             names = _class_names(self._labels(train)) if self.target_kind == "class" else ()
             fitted = super().fit(self._table(train, schema, names))
+        if self._repeats[1]:
+            say(f"note: {self.path}: {self._repeats[1]} test rows are also in train; take out those that are copies")
         return {**fitted, "schema": schema}
 
     def _find_schema(self, train: Rows) -> dict[str, Any]:
@@ -282,9 +299,7 @@ class TableFile(Tabular):
         for column in columns:
             if column.kind == "ignore" and column.name not in self.kinds:
                 remedy = option("data.kinds.categorical", column.name)
-                print(
-                    f"note: {self.path}: column {column.name!r} is ignored: {column.why}; {remedy} keeps it", flush=True
-                )
+                say(f"note: {self.path}: column {column.name!r} is ignored: {column.why}; {remedy} keeps it")
         if all(column.kind == "ignore" for column in columns):
             raise ValueError(f"no column is left besides the target {self.target!r}; is data.separator right?")
         return {"columns": [column.to_json() for column in columns], "decimal": decimal, "missing": self.missing}
@@ -337,7 +352,6 @@ class TableFile(Tabular):
         columns = [Column(**column) for column in self.schema["columns"]]
         cells = pa.concat_tables([rows.cells for rows in self._parts.values()])
         ignored = [f"{column.name}: ignored, {column.why}" for column in columns if column.kind == "ignore"]
-        names = [*self.columns, str(self.target)]
         return {
             "columns": [
                 {
@@ -348,16 +362,21 @@ class TableFile(Tabular):
                 }
                 for column in columns
             ],
-            "notes": [f"the target {self.target} is {self._target_words()}", *ignored, *self._notes(names)],
-            "examples": self._parts["train"].cells.select(names).slice(0, N_EXAMPLES).to_pylist(),
+            "notes": [f"the target {self.target} is {self._target_words()}", *ignored, *self._notes()],
+            "examples": self._parts["train"].cells.select(self._told).slice(0, N_EXAMPLES).to_pylist(),
         }
 
     def _target_words(self) -> str:
         n_classes = len(self.spec.classes)
         return "a number" if not n_classes else "binary" if n_classes == 2 else f"one of {n_classes} classes"
 
-    def _notes(self, names: list[str]) -> list[str]:
-        repeated, shared = self._duplicates(names)
+    @property
+    def _told(self) -> list[str]:
+        """The columns of which the network is told, the target last."""
+        return [*self.columns, str(self.target)]
+
+    def _notes(self) -> list[str]:
+        repeated, shared = self._repeats
         notes = {
             f"{self._dropped} rows without a target were left out": self._dropped,
             f"{repeated} rows repeat another one": repeated,
@@ -365,21 +384,22 @@ class TableFile(Tabular):
         }
         return [note for note, n in notes.items() if n]
 
-    def _duplicates(self, names: list[str]) -> tuple[int, int]:
+    @cached_property
+    def _repeats(self) -> tuple[int, int]:
         """Rows that are like another one, and test rows like one of train, in what the network sees and predicts.
 
         They stay: they may be true.
         """
         cells = pa.concat_tables(
             [
-                rows.cells.select(names).append_column("\0part", pa.array([part] * len(rows), pa.string()))
+                rows.cells.select(self._told).append_column("\0part", pa.array([part] * len(rows), pa.string()))
                 for part, rows in self._parts.items()
             ]
         )
         counts = {part: pc.equal(cells["\0part"], part).cast(pa.int64()) for part in ("train", "test")}
         for part, is_in in counts.items():
             cells = cells.append_column(f"\0{part}", is_in)
-        same = cells.group_by(names).aggregate([("\0train", "sum"), ("\0test", "sum")])
+        same = cells.group_by(self._told).aggregate([("\0train", "sum"), ("\0test", "sum")])
         shared = pc.if_else(pc.greater(same["\0train_sum"], 0), same["\0test_sum"], 0)
         return len(cells) - len(same), pc.sum(shared).as_py()
 

@@ -27,6 +27,7 @@ from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS, Split
 from quartet.data.text_files import Reading, TextFiles, cache_key, cached, text_cache
 from quartet.data.tokenizers import Tokenizer
+from quartet.say import say
 
 FIT_CHARACTERS = 2**25  # a tokenizer is fitted on about this many; more take longer and hardly change it
 BATCH = 32  # pieces encoded at a time: some 2 MB of text
@@ -105,7 +106,12 @@ class LanguageModelingData(TextData):
 
     def encode_split(self, examples: list[AnyDocument]) -> Windows:
         stream = torch.from_numpy(np.concatenate([np.empty(0, np.int32), *token_blocks(self.tokenizer, examples)]))
-        return Windows(stream, self.context_length, name_of(examples))
+        return Windows(stream, self.context_length, self.name_of(examples))
+
+    def name_of(self, documents: Sequence[AnyDocument]) -> str:
+        """The documents of a part, for messages."""
+        names = [document.name for document in documents]
+        return ", ".join(names) if 0 < len(names) < 4 else f"a part of the text ({len(names)} documents)"
 
     def encode(self, examples: list[str]) -> dict[str, Tensor]:
         """The last T tokens of each text, (N, ≤ T), shorter ones padded at the end; an empty text is a lone <eos>."""
@@ -179,7 +185,7 @@ class OwnText(LanguageModelingData):
             return super().fit_documents(train)
 
         def write(file: BinaryIO) -> None:
-            print(f"first use of {self.files}: tokenising it into {text_cache()}; minutes, once", flush=True)
+            say(f"first use of {self.files}: tokenising it into {text_cache()}; minutes, once")
             file.write(json.dumps(super(OwnText, self).fit_documents(train).to_json()).encode())
 
         facts = (self.tokenizer_kind, self.vocab_size, FIT_CHARACTERS, self._taken)
@@ -195,7 +201,10 @@ class OwnText(LanguageModelingData):
                 file.write(torch.from_numpy(tokens).to(dtype).numpy().tobytes())
 
         path = cached(self._key("tokens", examples, self.tokenizer.to_json()), write)
-        return MappedWindows(path, dtype, self.context_length, name_of(examples))
+        return MappedWindows(path, dtype, self.context_length, self.name_of(examples))
+
+    def name_of(self, documents: Sequence[AnyDocument]) -> str:
+        return f"{self.files}: {super().name_of(documents)}"
 
     def _key(self, kind: str, documents: list[AnyDocument], *facts: Any) -> str:
         """Of a file in the cache: which characters of which content, the settings, the library that merges byte pairs."""
@@ -311,12 +320,6 @@ def sample(documents: Sequence[AnyDocument], n_characters: int) -> Iterator[str]
     """Pieces of about so many characters in all, evenly spaced over the documents; all pieces where they are fewer."""
     step = -(-sum(map(len, documents)) // n_characters)
     return islice(chain.from_iterable(document.pieces() for document in documents), 0, None, max(1, step))
-
-
-def name_of(documents: Sequence[AnyDocument]) -> str:
-    """The documents of a part, for messages."""
-    names = [document.name for document in documents]
-    return ", ".join(names) if 0 < len(names) < 4 else f"a part of the text ({len(names)} documents)"
 
 
 def shuffled_windows(n: int, context_length: int, seed: int) -> Order:

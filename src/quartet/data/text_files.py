@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import codecs
 import difflib
-import errno
 import glob
 import hashlib
 import io
 import json
 import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from quartet.data.base import user_path
-from quartet.data.sources import PIECE, AnyDocument, Document, border, cache_directory, cut
+from quartet.data.sources import PIECE, AnyDocument, Document, border, cache_directory, cut, write_whole
 
 BLOCK = 2**20  # bytes decoded at a time
 FORMAT = 1  # of what is in the cache; raise it where reading, cleaning or encoding changes
@@ -133,12 +131,13 @@ def opened(path: str) -> Iterator[BinaryIO]:
 
 
 def _near(path: str) -> str:
-    """Files beside it with a name like it."""
+    """A file beside it with a name like it, or where it was looked for."""
     folder, name = os.path.split(user_path(path))
     with suppress(OSError):
         found = difflib.get_close_matches(name, os.listdir(folder), n=1)
-        return f", did you mean {os.path.join(os.path.dirname(path), found[0])}?" if found else ""
-    return ""
+        if found:
+            return f", did you mean {os.path.join(os.path.dirname(path), found[0])}?"
+    return "; data.path is relative to where you are"
 
 
 # which files
@@ -316,33 +315,5 @@ def cached(name: str, write: Callable[[BinaryIO], object]) -> Path:
     target = text_cache() / name
     if target.is_file():
         return target
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{name}.", delete=False) as file:
-            temporary = file.name
-            write(file)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-        raise _explained(error) from None
+    write_whole(target, write)
     return target
-
-
-def _explained(error: BaseException) -> BaseException:
-    """What the user can do about a cache that cannot be written."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return OSError(
-            f"the disk is full: no room for the token cache in {text_cache()} (about half the size of the text); "
-            "free some, or point QUARTET_CACHE to a folder on another disk"
-        )
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PermissionError(
-            f"the token cache {text_cache()} cannot be written; point QUARTET_CACHE to a folder of yours"
-        )
-    return error

@@ -45,6 +45,11 @@ class Tokenizer(ABC):
         return len(self.token_bytes)
 
     @property
+    def textless_ids(self) -> tuple[int, ...]:
+        """<pad> and <unk>: no text is made of them, none is written with them. (<eos> ends a text.)"""
+        return (self.pad_id,) if self.unknown_id is None else (self.pad_id, self.unknown_id)
+
+    @property
     def byte_counts(self) -> tuple[int, ...]:
         """Bytes of text per id, the denominator of bits per byte: 0 for <pad> and <eos>, 1 for <unk>.
 
