@@ -26,14 +26,20 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from quartet import optim
 from quartet.callbacks.checkpoint import Checkpoints
 from quartet.callbacks.transfer import Freeze
-from quartet.check import check_pairing, signature_problems, value_problems
+from quartet.check import check_pairing, signature_problems, types_of, value_problems
 from quartet.data.base import DataModule
 from quartet.data.spec import Spec
+from quartet.run import Run
 from quartet.tasks.base import Task
 
 OURS = tuple(f"quartet.{part}" for part in ("data", "models", "tasks", "optim", "callbacks", "sharding"))
 THEIRS = ("torch", "torchvision", "torchmetrics", "pytorch_lightning")
-KINDS = (nn.Module, Optimizer, ReduceLROnPlateau, Callback, Logger, Trainer)
+PLACES = {  # what a group is made of; a function must say in its annotation that it makes such a thing
+    "data": DataModule, "model": nn.Module, "task": Task, "optimizer": Optimizer, "scheduler": (ReduceLROnPlateau, float),
+    "trainer": Trainer, "callbacks": Callback, "logger": Logger,
+}  # fmt: skip
+# text that leads out of a run's directory, and settings of Lightning's parts that say where to write
+OUTSIDE, WHERE = re.compile(r"^[/\\~]|^\w+:[/\\]|(^|[/\\])\.\.([/\\]|$)"), re.compile(r"(dir|path|uri|location)$")
 # keys that no constructor takes: those that steer composition, and those that say how training starts
 NOTES = ("_target_", "accepts", "provides", "window_order", "recipe", "predicts", "max_restarts", "rendezvous")
 START = ("init_from", "freeze", "backbone_lr")
@@ -42,24 +48,36 @@ START = ("init_from", "freeze", "backbone_lr")
 # instantiation
 
 
-def locate(target: str) -> Callable[..., Any]:
-    """The class or function behind `_target_`; ValueError unless it is on the allow-list."""
-    module_name, _, name = target.rpartition(".")
+def locate(target: str, place: str | None = None) -> Callable[..., Any]:
+    """The class or function behind `_target_`; ValueError unless it is on the allow-list for that place.
+
+    `place` is a group of `conf/`; None: within a part, where there may be classes of ours only.
+    """
+    module_name, _, name = str(target).rpartition(".")
     found = None
     if module_name.split(".")[0] in ("quartet", *THEIRS):
         with suppress(ImportError):
             found = getattr(importlib.import_module(module_name), name, None)
-    if not _allowed(found):
-        raise ValueError(f"_target_={target} is not allowed: no part of Quartet, torch or Lightning is called so")
+    if not _allowed(found, place):
+        raise ValueError(f"_target_={target} is not allowed: nothing of that name belongs there")
     assert found is not None
     return found
 
 
-def _allowed(found: Any) -> bool:
-    home = str(getattr(found, "__module__", None))
-    if home.startswith(tuple(f"{ours}." for ours in OURS)) or home in OURS:
-        return inspect.isclass(found) or inspect.isfunction(found)
-    return inspect.isclass(found) and issubclass(found, KINDS) and home.split(".")[0] in THEIRS
+def _allowed(found: Any, place: str | None) -> bool:
+    if place is None:
+        return inspect.isclass(found) and _is_ours(found)
+    made = types_of(found).get("return") if inspect.isfunction(found) else found
+    known = _is_ours(found) or (inspect.isclass(found) and _home(found)[0] in THEIRS)
+    return known and inspect.isclass(made) and issubclass(made, PLACES[place])
+
+
+def _is_ours(found: Any) -> bool:
+    return ".".join(_home(found)[:2]) in OURS
+
+
+def _home(found: Any) -> list[str]:
+    return str(getattr(found, "__module__", None)).split(".")
 
 
 def settings_of(node: dict[str, Any]) -> dict[str, Any]:
@@ -68,16 +86,16 @@ def settings_of(node: dict[str, Any]) -> dict[str, Any]:
     return {k: make(v) if isinstance(v, dict) and "_target_" in v else v for k, v in arguments.items()}
 
 
-def make(node: dict[str, Any], **facts: Any) -> Any:
+def make(node: dict[str, Any], place: str | None = None, /, **facts: Any) -> Any:
     """Call the target of a node with its settings and with facts that are known only at run time.
 
     Raises ValueError where a fact is given in the config too: no size is typed twice.
     """
-    settings = settings_of(node)
+    target, settings = locate(node["_target_"], place), settings_of(node)
     both = sorted(settings.keys() & facts.keys())
     if both:
         raise ValueError(f"{', '.join(both)} of {node['_target_']} comes from the data; leave it out of the config")
-    return locate(node["_target_"])(**facts, **settings)
+    return target(**facts, **settings)
 
 
 # checking
@@ -100,15 +118,47 @@ def check(config: DictConfig) -> None:
 
 
 def _construction_problems(config: dict[str, Any]) -> Iterator[str]:
-    for group in ("model", "data", "task", "optimizer", "scheduler", "trainer"):
-        target = locate(config[group]["_target_"])
-        settings = {key: value for key, value in config[group].items() if key not in (*NOTES, *START)}
-        yield from signature_problems(target, settings, group)
+    for place, node in _nodes(config):
+        target = locate(node["_target_"], place.split(".")[0])
+        settings = {key: value for key, value in node.items() if key not in (*NOTES, *START)}
+        yield from signature_problems(target, settings, place)
+        if not _is_ours(target):
+            yield from _escapes(place, settings)
         if hasattr(target, "problems"):
             yield from target.problems(settings)  # type: ignore[attr-defined]
-    metrics = [f"val/{name}" for name in locate(config["task"]["_target_"]).METRICS]  # type: ignore[attr-defined]
+    metrics = [f"val/{name}" for name in locate(config["task"]["_target_"], "task").METRICS]  # type: ignore[attr-defined]
     if config["monitor"]["metric"] not in metrics:
         yield f"monitor.metric must be one of {', '.join(metrics)}, not {config['monitor']['metric']!r}"
+
+
+def _nodes(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is built, with its key; callbacks and loggers are several, and those set to null none."""
+    for group in PLACES:
+        several = group in ("callbacks", "logger")
+        found = {f"{group}.{name}": node for name, node in config[group].items()} if several else {group: config[group]}
+        yield from ((place, node) for place, node in found.items() if node is not None)
+
+
+def _escapes(place: str, settings: Any) -> Iterator[str]:
+    """Settings of Lightning's parts by which they would write elsewhere than in the run."""
+    for key, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
+        if isinstance(value, dict | list):
+            yield from _escapes(f"{place}.{key}", value)
+        elif isinstance(value, str) and (OUTSIDE.search(value) or WHERE.search(str(key))):
+            yield f"{place}.{key}={value} climbs out of the run, which holds all that it writes; leave it out"
+
+
+def opened(run: Run) -> DictConfig:
+    """The config of a run, checked as one from the command line is: it may come from elsewhere, as the run may."""
+    config, where = run.config, run.directory / "config.yaml"
+    try:
+        check(config)
+    except ValueError as error:
+        raise ValueError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
+    except Exception as error:  # parts that are missing or of another shape
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{where} is no config of a run ({reason}); bring back the file, or train again") from error
+    return config
 
 
 # the parts
@@ -116,14 +166,21 @@ def _construction_problems(config: dict[str, Any]) -> Iterator[str]:
 
 def build_data(config: DictConfig, preprocessing: dict[str, Any] | None = None) -> DataModule:
     """The data module; with the preprocessing of a run it knows its `spec` without reading any data."""
-    data = make(plain(config)["data"])
+    data = make(plain(config)["data"], "data")
     if preprocessing is not None:
-        data.restore(preprocessing)
+        try:
+            data.restore(preprocessing)
+            _ = data.spec
+        except (LookupError, TypeError, AttributeError) as error:
+            kind = f"{type(error).__name__}: {error}"
+            raise ValueError(
+                f"preprocessing.json is not that of these data ({kind}); bring it back, or train again"
+            ) from error
     return data
 
 
 def build_network(config: DictConfig, spec: Spec) -> nn.Module:
-    return make(plain(config)["model"], **spec.sizes)
+    return make(plain(config)["model"], "model", **spec.sizes)
 
 
 def build_task(config: DictConfig, spec: Spec, *, train: bool = False) -> Task:
@@ -135,7 +192,7 @@ def build_task(config: DictConfig, spec: Spec, *, train: bool = False) -> Task:
         rate = values["model"].get("backbone_lr", 1.0)
         optimisation["make_optimizer"] = partial(build_optimizer, values["optimizer"], backbone_lr=rate)
         optimisation["make_scheduler"] = partial(build_scheduler, values["scheduler"], values["monitor"])
-    return make(values["task"], network=network, spec=spec, **optimisation)
+    return make(values["task"], "task", network=network, spec=spec, **optimisation)
 
 
 def build_optimizer(node: dict[str, Any], network: nn.Module, *, backbone_lr: float = 1.0) -> Optimizer:
@@ -145,14 +202,14 @@ def build_optimizer(node: dict[str, Any], network: nn.Module, *, backbone_lr: fl
     groups = group(network, settings["weight_decay"])
     if backbone_lr != 1:
         groups = optim.backbone_groups(network, groups, settings["lr"], backbone_lr)
-    return locate(node["_target_"])(groups, **settings)
+    return locate(node["_target_"], "optimizer")(groups, **settings)
 
 
 def build_scheduler(
     node: dict[str, Any], monitor: dict[str, Any], optimizer: Optimizer, total_steps: int
 ) -> dict[str, Any]:
     """Lightning's description of a schedule; `total_steps` counts optimizer steps."""
-    target, settings = locate(node["_target_"]), settings_of(node)
+    target, settings = locate(node["_target_"], "scheduler"), settings_of(node)
     if target is ReduceLROnPlateau:
         scheduler = ReduceLROnPlateau(optimizer, mode=monitor["mode"], **settings)
         return {"scheduler": scheduler, "interval": "step", "monitor": monitor["metric"], "strict": False}
@@ -170,14 +227,14 @@ def build_callbacks(config: DictConfig, checkpoints: Path) -> list[Callback]:
     callbacks: list[Callback] = [Freeze(epochs=frozen)] if frozen else []  # before those that look at gradients
     for node in values["callbacks"].values():
         if node is not None:
-            facts = {"directory": checkpoints} if locate(node["_target_"]) is Checkpoints else {}
-            callbacks.append(make(node, **facts))
+            facts = {"directory": checkpoints} if locate(node["_target_"], "callbacks") is Checkpoints else {}
+            callbacks.append(make(node, "callbacks", **facts))
     return callbacks
 
 
 def build_loggers(config: DictConfig, directory: Path) -> list[Logger]:
     nodes = plain(config)["logger"].values()
-    return [make(node, save_dir=str(directory)) for node in nodes if node is not None]
+    return [make(node, "logger", save_dir=str(directory)) for node in nodes if node is not None]
 
 
 def build_trainer(
@@ -199,6 +256,7 @@ def build_trainer(
     }  # never Lightning's own
     return make(
         values,
+        "trainer",
         default_root_dir=str(directory),
         enable_model_summary=False,
         num_sanity_val_steps=0,

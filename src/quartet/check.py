@@ -150,17 +150,19 @@ def _parameters(target: Callable[..., Any]) -> tuple[set[str], dict[str, Any], b
     """Names of the arguments, their types, and whether others are taken; **keywords are the parent class's arguments."""
     names: set[str] = set()
     hints: dict[str, Any] = {}
+    if getattr(target, "__init__", None) is object.__init__:  # whose signature says it takes everything
+        return names, hints, False
     for owner in target.__mro__ if inspect.isclass(target) else [target]:
         call = owner.__init__ if inspect.isclass(owner) else owner
         parameters = inspect.signature(call).parameters
         names |= parameters.keys()
-        hints = {**_hints(call), **hints}
+        hints = {**types_of(call), **hints}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return names, hints, False
     return names, hints, True
 
 
-def _hints(call: Callable[..., Any]) -> dict[str, Any]:
+def types_of(call: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(call)
     except (NameError, TypeError):

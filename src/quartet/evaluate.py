@@ -20,7 +20,7 @@ def evaluate(run: Run, split: str) -> dict[str, float]:
     """Metrics of "val" or "test". Raises ValueError for another split or where the data are no longer those of the run."""
     if split not in ("val", "test"):
         raise ValueError(f"split must be val or test, not {split!r}")
-    config = run.config
+    config = build.opened(run)
     build.seed_everything(config.seed)
     data = build.build_data(config, run.read("preprocessing.json"))
     data.setup()

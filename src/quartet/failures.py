@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import traceback
+from collections.abc import Iterator
 
 import torch
 
@@ -13,11 +15,29 @@ NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 
 def explain(error: BaseException, run: Run) -> BaseException:
     """The error with a remedy where there is one, else the error itself."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in _chain(error)):
         return OSError(f"the disk of {run} is full: make room, then go on with resume={run}; {_kept(run)}")
+    if _of_restoring(error):
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"
+        return ValueError(
+            f"{run.last_checkpoint} does not fit the run ({reason}); bring back the run's own, or train again"
+        )
     if _is_out_of_memory(error):
         return ValueError(f"out of memory with {_batch(run)}; {_smaller_batch(run)}")
     return error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came of: torch.save hides that of the file behind a RuntimeError of its own."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _of_restoring(error: BaseException) -> bool:
+    """Whether Lightning was taking a checkpoint apart; what it does not find there are errors of all kinds."""
+    frames = traceback.extract_tb(error.__traceback__) if isinstance(error, Exception) else []
+    return any(f.filename.endswith("checkpoint_connector.py") and "restore" in f.name for f in frames)
 
 
 def _kept(run: Run) -> str:

@@ -88,7 +88,7 @@ def heal(ids: list[int], tokenizer: Any) -> tuple[list[int], bytes, tuple[int, .
 
 def load(run: Run) -> tuple[torch.nn.Module, Any]:
     """The network of a language-model run with its best weights, and the run's tokenizer."""
-    config = run.config
+    config = build.opened(run)
     if not config.task._target_.endswith("LanguageModeling"):
         raise ValueError(
             f"{run} is no language model ({config.run.name}); train one with data=stdlib or data=shakespeare"

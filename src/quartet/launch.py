@@ -95,11 +95,18 @@ def _start(config: DictConfig) -> tuple[Run, Any]:
 
 def _resume(config: DictConfig) -> tuple[Run, None]:
     """The run to go on with; its own config is what counts, so nothing else can be asked for."""
-    others = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+").startswith("resume=")]
+    said = ("resume=", "trainer.rendezvous=")
+    others = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+").startswith(said)]
     if in_sweep() or others:
         named = "-m" if in_sweep() else " ".join(others)
         raise ValueError(f"resume={config.resume} goes on with a run as it was; leave out {named}")
     run = Run.reopen(config.resume, root=config.run.root)
+    from quartet.build import opened
+
+    settings = opened(run).trainer
+    if settings.num_nodes > 1 and settings.rendezvous != config.trainer.rendezvous and not environment_rank():
+        place = f"trainer.rendezvous={settings.rendezvous}"  # those who meet there are believed: a file is not enough
+        raise ValueError(f"{run} trains on {settings.num_nodes} machines; say again where they meet, such as {place}")
     begun = "going on from its last checkpoint" if run.last_checkpoint else "it had no checkpoint yet and starts anew"
     print(f"{run.config.run.name}, seed {run.config.seed}, {run}: {begun}", flush=True)
     return run, None

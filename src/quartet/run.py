@@ -9,12 +9,14 @@ error.txt           only where the run failed
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +37,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 PROJECT = Path(__file__).resolve().parents[2]
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
 
@@ -48,29 +51,33 @@ class Run:
     def create(cls, config: DictConfig) -> Run:
         """A new directory with `config.yaml` and `environment.json`; its name never collides with another run's.
 
-        Raises FileExistsError where `run.dir` names a directory that is not empty.
+        Raises FileExistsError where `run.dir` names a directory that is not empty, OSError where nothing can be written.
         """
-        run = cls(_new_directory(config))
-        (run.directory / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
-        run.write("environment.json", {**environment(), "signature": signature(config)})
+        with _writable(config.run.dir or outputs(config.run.root)):
+            run = cls(_new_directory(config))
+            try:
+                (run.directory / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
+                run.write("environment.json", {**environment(), "signature": signature(config)})
+            except BaseException:
+                shutil.rmtree(run.directory)
+                raise
         return run
 
     @classmethod
     def open(cls, where: str, root: str | Path = "outputs") -> Run:
         """The run at a path, or the newest one with a checkpoint where `where` is "latest".
 
-        Raises FileNotFoundError where there is none.
+        Raises FileNotFoundError where there is none, ValueError where a link in it leads elsewhere.
         """
-        if where == "latest":
-            return cls(_latest(outputs(root)))
-        return cls._at(where, "run")
+        run = cls(_latest(outputs(root))) if where == "latest" else cls._at(where, "run")
+        return run._closed()
 
     @classmethod
     def reopen(cls, where: str, root: str | Path = "outputs") -> Run:
         """The run at a path, or the newest one that is not completed; ValueError where the run is completed."""
         if where == "latest":
-            return cls(_latest_unfinished(outputs(root)))
-        run = cls._at(where, "resume")
+            return cls(_latest_unfinished(outputs(root)))._closed()
+        run = cls._at(where, "resume")._closed()
         if run.status == "completed":
             raise ValueError(
                 f"{run} is completed; to train on with its weights, start a new run with model.init_from={run}"
@@ -84,10 +91,36 @@ class Run:
                 return cls(directory)
         raise FileNotFoundError(f"{key}={where} is not a run directory (no config.yaml in it); try {key}=latest")
 
+    def _closed(self) -> Run:
+        """Refuse a link that leads out of the run: what is written there would change files of somebody else."""
+        home = self.directory.resolve()
+        for folder, folders, files in os.walk(home):
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink() and not path.resolve().is_relative_to(home):
+                    raise ValueError(
+                        f"{path} climbs out of the run, to {path.resolve()}; put what it names in its place"
+                    )
+        return self
+
     @property
     def config(self) -> DictConfig:
-        config = OmegaConf.load(self.directory / "config.yaml")
-        assert isinstance(config, DictConfig)
+        """As it was written: plain values, all of them resolved. ValueError where it is anything else."""
+        path = self.directory / "config.yaml"
+        try:
+            config = OmegaConf.load(path)
+            values = str(OmegaConf.to_container(config, resolve=False))
+        except OSError:
+            raise
+        except Exception as error:  # of YAML, OmegaConf, the encoding, the depth
+            raise ValueError(
+                f"{path} is damaged or no plain data ({_first_line(error)}); bring back the file"
+            ) from error
+        if not isinstance(config, DictConfig) or not isinstance(config.get("run"), DictConfig):
+            raise ValueError(f"{path} is no config of a run; bring back the file")
+        if "${" in values:
+            raise ValueError(
+                f"{path} refers to other values with ${{…}}, which the config of a run never does; write them out"
+            )
         return config
 
     @property
@@ -112,7 +145,7 @@ class Run:
     def status(self) -> str:
         """completed, interrupted, failed, pruned, or unfinished: still running, or killed."""
         try:
-            return str(self.read("result.json")["status"])
+            return str(self.read("result.json").get("status", "unfinished"))
         except FileNotFoundError:
             return "unfinished"
 
@@ -146,14 +179,24 @@ class Run:
         """Plain data as JSON, whole or not at all."""
         path = self.directory / name
         temporary = path.with_name(f".{name}.{secrets.token_hex(4)}")
-        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
+        with _writable(self.directory):
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
 
     def read(self, name: str) -> dict[str, Any]:
         path = self.directory / name
         if not path.is_file():
             raise FileNotFoundError(f"{self} has no {name}; the run did not get that far, train it again")
-        return json.loads(path.read_text(encoding="utf-8"))
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path} is damaged ({_first_line(error)}); bring back the file, or train again"
+            ) from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} is no {name} of a run; bring back the file, or train again")
+        return values
 
     def __str__(self) -> str:
         """The path as a person would type it from here."""
@@ -210,6 +253,22 @@ def _new_directory(config: DictConfig) -> Path:
             continue
 
 
+@contextmanager
+def _writable(where: str | Path) -> Iterator[None]:
+    """An OSError says what to do where a new run has no place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        remedy = "make room or name another place with run.root=…, run.dir=… or QUARTET_OUTPUTS"
+        raise OSError(f"no run can be written to {where} ({error.strerror}); {remedy}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _latest(root: Path) -> Path:
     """The newest run below `root` that has a checkpoint."""
     trained = [run for run in _runs(root) if any((run / "checkpoints").glob("*.ckpt"))]
@@ -219,10 +278,17 @@ def _latest(root: Path) -> Path:
 
 
 def _latest_unfinished(root: Path) -> Path:
-    unfinished = [run for run in _runs(root) if Run(run).status != "completed"]
+    unfinished = [run for run in _runs(root) if _status(run) not in ("completed", "damaged")]
     if not unfinished:
         raise FileNotFoundError(f"every run below {root} is completed; there is none to go on with")
     return max(unfinished, key=_age)
+
+
+def _status(run: Path) -> str:
+    try:
+        return Run(run).status
+    except ValueError:  # one that is named says so
+        return "damaged"
 
 
 def _runs(root: Path) -> list[Path]:

@@ -111,11 +111,11 @@ def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
             return _fit_and_test(run, parts)
         except BaseException as error:
             explained = explain(error, run)
+            if explained is not error:
+                explained.__cause__ = error  # for error.txt
             if parts.trainer.is_global_zero:
                 run.ended_badly(explained, **_facts(run, parts, {}))
-            if explained is error:
-                raise
-            raise explained from error
+            raise explained from explained.__cause__
 
 
 def restore_data(run: Run) -> DataModule:
@@ -136,12 +136,14 @@ class Parts(NamedTuple):
 
 def prepare(run: Run, data: DataModule | None = None) -> Parts:
     """Everything that training needs, built from the run directory."""
-    config = run.config
+    config = build.opened(run)
     build.seed_everything(config.seed)
     if data is None:
         data = restore_data(run)
     task = build.build_task(config, data.spec, train=True)
-    if run.last_checkpoint is None:
+    if run.last_checkpoint is not None:
+        transfer.check_resumable(task, run)
+    else:
         transfer.initialise(task.network, config, data.spec, transfer.find_source(config))
     history = History(config.monitor.metric, config.monitor.mode)
     trainer = build.build_trainer(config, run.directory, train=True, callbacks=(history,))
@@ -174,8 +176,8 @@ def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
 
 
 def load_network(task: Task, run: Run) -> None:
-    """The best checkpoint's weights into the task; ValueError where it holds more than tensors and plain containers."""
-    task.load_state_dict(transfer.read_checkpoint(run.best_checkpoint)["state_dict"])
+    """The best checkpoint's weights into the task; ValueError where they are not those of its network."""
+    transfer.load_checkpoint(task, run.best_checkpoint)
 
 
 def load_best(run: Run, trainer: Trainer) -> None:

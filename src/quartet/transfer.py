@@ -8,6 +8,7 @@ A language model may become a classifier: a Transformer then looks both ways wit
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision import models
 
-from quartet.build import NOTES, START, plain
+from quartet.build import NOTES, START, opened, plain
+from quartet.callbacks.checkpoint import TRAINING, WEIGHTS
 from quartet.cli import in_sweep
 from quartet.data.base import DataModule, user_path
 from quartet.data.spec import Spec
@@ -54,7 +56,7 @@ def find_source(config: DictConfig) -> Run | None:
             raise
         message = f"model.init_from={where} is not a run directory (no config.yaml in it); name a run, or latest"
         raise FileNotFoundError(message) from error
-    there, here = (str(c.model._target_).rpartition(".")[2] for c in (source.config, config))
+    there, here = (str(c.model._target_).rpartition(".")[2] for c in (opened(source), config))
     if there != here:
         raise ValueError(f"model.init_from={where} is a {there}, this model a {here}; take that model, or another run")
     return source
@@ -83,18 +85,62 @@ def initialise(network: nn.Module, config: DictConfig, spec: Spec, source: Run |
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The file's content, on the CPU; ValueError where it is more than tensors and plain containers, or damaged."""
     try:
+        _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError, MemoryError):
         raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged or holds more than tensors and plain data; it was not loaded") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is no checkpoint, or holds more than tensors and plain data; it was not loaded"
+        ) from error
+    except Exception as error:  # whatever a reader of a broken file may stumble over
+        raise ValueError(f"{path} is damaged; it was not loaded: bring back a copy of it, or train again") from error
+
+
+def _check_sums(path: Path) -> None:
+    """torch compares no checksums: weights with a flipped bit would be weights."""
+    if zipfile.is_zipfile(path):  # torchvision's oldest files are none
+        with zipfile.ZipFile(path) as file:
+            if torn := file.testzip():
+                raise zipfile.BadZipFile(torn)
+
+
+def load_checkpoint(task: nn.Module, path: Path, parts: dict[str, type] = WEIGHTS) -> None:
+    """The weights of a run's checkpoint into its network; ValueError where a part is missing or a weight misfits."""
+    checkpoint = _read_parts(path, parts)
+    misfits = _load(task, dict(checkpoint["state_dict"]), fresh=())
+    if misfits:
+        raise ValueError(f"{path} is of another network: {_some(misfits)}; bring back the run's own, or train again")
+
+
+def check_resumable(task: nn.Module, run: Run) -> None:
+    """What training goes on from, and what it may end with, before a minute is spent."""
+    for path in filter(None, {run.last_checkpoint, run.best_checkpoint}):
+        load_checkpoint(task, path, WEIGHTS | TRAINING if path == run.last_checkpoint else WEIGHTS)
+
+
+def _read_parts(path: Path, parts: dict[str, type]) -> dict[str, Any]:
+    content: Any = read_checkpoint(path)
+    checkpoint = content if isinstance(content, dict) else {}
+    given = {part: checkpoint.get(part) for part in parts}
+    missing = [part for part, value in given.items() if not isinstance(value, parts[part]) or value in ({}, [])]
+    if missing or not _is_state(checkpoint["state_dict"]):
+        what = ", ".join(missing) or "tensors as state_dict"
+        raise ValueError(
+            f"{path} is no checkpoint of a run: it has no {what}; bring back the run's own, or train again"
+        )
+    return checkpoint
+
+
+def _is_state(values: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(k, str) and isinstance(x, Tensor) for k, x in values.items())
 
 
 # a run of ours
 
 
 def _load_run(network: nn.Module, config: DictConfig, spec: Spec, source: Run) -> None:
-    state = read_checkpoint(source.best_checkpoint)["state_dict"]
+    state = _read_parts(source.best_checkpoint, WEIGHTS)["state_dict"]
     state = {name.removeprefix("network."): x for name, x in state.items() if name.startswith("network.")}
     head = next(name for name, module in network.named_modules() if module is network.head) + "."
     same_question = _question(source.config, _spec(source)) == _question(config, spec)
@@ -140,7 +186,7 @@ def _read_file(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"model.weights={path}: there is no such file")
     state = read_checkpoint(Path(path))
-    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+    if not _is_state(state):
         raise ValueError(f"model.weights={path} is no file of weights as torchvision publishes them")
     return state
 

@@ -23,7 +23,13 @@ from quartet.distributed import highest
 from quartet.interruption import Interrupted, request
 
 BEST, LAST = "best.ckpt", "last.ckpt"
-WEIGHTS = ("state_dict", "epoch", "global_step", "pytorch-lightning_version")  # what best.ckpt holds
+WEIGHTS = {
+    "state_dict": dict,
+    "epoch": int,
+    "global_step": int,
+    "pytorch-lightning_version": str,
+}  # what best.ckpt holds
+TRAINING = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list, "finished": bool}
 CALM, SAVE, STOP = range(3)  # what the workers agree on before a step; the highest wins
 
 
