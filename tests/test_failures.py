@@ -95,11 +95,11 @@ def tiny_disk(tmp_path):
 
 
 def test_a_disk_that_is_full_in_earnest(tiny_disk, script):
-    """The command line on a disk that has room for one best.ckpt (190 KB) and one last.ckpt (560 KB), and again when it has more."""
+    """The command line where there is room for best.ckpt (190 KB) and one last.ckpt (560 KB), and again with more."""
     words = [*SMALL.split(), "model.hidden=[200,200]", "trainer.max_steps=40", f"run.dir={tiny_disk}/run"]
     first = script("train", *words)
     run = Run(tiny_disk / "run")
-    said = f"error: the disk of {run} is full: make room, then go on with resume={run}; its last checkpoint is whole\n"
+    said = "error: the disk of disk/run is full: make room, then go on with resume=disk/run; its last checkpoint is whole\n"
     assert (first.returncode, first.stderr) == (1, said)
     assert content(run)["global_step"] > 0
     subprocess.run(["mount", "-o", "remount,size=8m", str(tiny_disk)], check=True)

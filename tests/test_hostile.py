@@ -134,7 +134,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "truncated": (lambda path, harm: os.truncate(path, path.stat().st_size * 2 // 3), DAMAGED),
     "empty": (lambda path, harm: path.write_bytes(b""), DAMAGED),
     "a flipped bit": (lambda path, harm: flip(path, weight_position(path)), DAMAGED),
-    "a list": (lambda path, harm: torch.save([1, 2], path), "is no checkpoint of a run: it has no state_dict, epoch, "),
+    "a list": (lambda path, harm: torch.save([1, 2], path), "is no checkpoint of a run: it has no state_dict"),
     "no weights": (lambda path, harm: change(path, lambda c: c.pop("state_dict")), "run: it has no state_dict; bring back"),
     "texts for weights": (lambda path, harm: change(path, lambda c: c.update(state_dict={"a": "b"})), "no tensors as state"),
 }  # fmt: skip

@@ -26,6 +26,7 @@ from quartet.models.image import TorchvisionClassifier, is_file
 from quartet.run import Run
 from quartet.say import say
 
+STATE = {"state_dict": dict}  # what evaluation needs of a checkpoint, and who starts from its weights
 SHOWN = 3  # misfits named in a message; the others are of the same kind
 
 
@@ -105,7 +106,7 @@ def _check_sums(path: Path) -> None:
                 raise zipfile.BadZipFile(torn)
 
 
-def load_checkpoint(task: nn.Module, path: Path, parts: dict[str, type] = WEIGHTS) -> None:
+def load_checkpoint(task: nn.Module, path: Path, parts: dict[str, type] = STATE) -> None:
     """The weights of a run's checkpoint into its network; ValueError where a part is missing or a weight misfits."""
     checkpoint = _read_parts(path, parts)
     misfits = _load(task, dict(checkpoint["state_dict"]), fresh=())
@@ -140,7 +141,7 @@ def _is_state(values: Any) -> bool:
 
 
 def _load_run(network: nn.Module, config: DictConfig, spec: Spec, source: Run) -> None:
-    state = _read_parts(source.best_checkpoint, WEIGHTS)["state_dict"]
+    state = _read_parts(source.best_checkpoint, STATE)["state_dict"]
     state = {name.removeprefix("network."): x for name, x in state.items() if name.startswith("network.")}
     head = next(name for name, module in network.named_modules() if module is network.head) + "."
     same_question = _question(source.config, _spec(source)) == _question(config, spec)
