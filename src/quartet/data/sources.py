@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from quartet.data.cache import cache_directory
+
 PIECE = 2**16  # characters of a text encoded at a time
 
 
@@ -211,11 +213,6 @@ def snippets(text: str, lines: int) -> list[str]:
     rows = text.splitlines()
     pieces = [rows[start : start + lines] for start in range(0, len(rows), lines)]
     return ["\n".join(piece) for piece in pieces if 2 * sum(bool(row.strip()) for row in piece) >= lines]
-
-
-def cache_directory() -> Path:
-    """Where downloads are kept: $QUARTET_CACHE, else ~/.cache/quartet."""
-    return Path(os.environ.get("QUARTET_CACHE", "~/.cache/quartet")).expanduser()
 
 
 def download(url: str, sha256: str, target: Path) -> None:

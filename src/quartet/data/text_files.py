@@ -1,34 +1,32 @@
 """The user's text files: found, decoded, cleaned; where they are large read in pieces, and what is made of them cached.
 
 A file is never held as a whole unless it is small: it is decoded in blocks of about 1 MB, each cleaned for itself. What
-takes minutes to make (the length of every document, the tokenizer, the tokens) is kept in the token cache, under a name
-that is the hash of everything it depends on; so nothing there is ever out of date, and the folder may be deleted.
+takes minutes to make (the length of every document, the tokenizer, the tokens) is kept in the cache.
 """
 
 from __future__ import annotations
 
 import codecs
 import difflib
-import errno
 import glob
 import hashlib
 import io
 import json
 import os
 import re
-import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from quartet.data.base import user_path
-from quartet.data.sources import PIECE, AnyDocument, Document, border, cache_directory, cut
+from quartet.data.cache import Cache
+from quartet.data.sources import PIECE, AnyDocument, Document, border, cut
 
 BLOCK = 2**20  # bytes decoded at a time
-FORMAT = 1  # of what is in the cache; raise it where reading, cleaning or encoding changes
+TOKENS = Cache("text", version=1, room="about half the size of the text")  # version: of reading, cleaning, encoding
 FORMS = (None, "NFC", "NFKC", "NFD", "NFKD")  # Unicode normalisations
 LEGACY = "latin-1 or cp1252 (Western), cp1251 (Cyrillic), gb18030 (Chinese), shift_jis (Japanese), utf-16"
 
@@ -268,7 +266,7 @@ class TextFiles:
             lengths = [_measure(self.reading.blocks(path)) for path in paths]
             file.write(json.dumps(lengths).encode())
 
-        return json.loads(cached(cache_key("lengths", fingerprint), measure).read_bytes())
+        return json.loads(TOKENS.made(TOKENS.key("lengths", fingerprint), measure).read_bytes())
 
     def __str__(self) -> str:
         return str(self.path)
@@ -294,55 +292,3 @@ def _measure(blocks: Iterable[str]) -> tuple[int, str]:
 
 def _digest(texts: Iterable[str]) -> str:
     return _measure(texts)[1]
-
-
-# the cache
-
-
-def cache_key(kind: str, *facts: Any) -> str:
-    """The name of a file in the cache that depends on these plain values alone."""
-    return f"{hashlib.sha256(json.dumps([FORMAT, *facts]).encode()).hexdigest()[:32]}.{kind}"
-
-
-def text_cache() -> Path:
-    return cache_directory() / "text"
-
-
-def cached(name: str, write: Callable[[BinaryIO], object]) -> Path:
-    """The file of this name in the token cache, made by `write` where it is not there yet; whole or not at all.
-
-    Two processes may both make it: each writes a file of its own, and the last to finish replaces the other's equal one.
-    """
-    target = text_cache() / name
-    if target.is_file():
-        return target
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{name}.", delete=False) as file:
-            temporary = file.name
-            write(file)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-        raise _explained(error) from None
-    return target
-
-
-def _explained(error: BaseException) -> BaseException:
-    """What the user can do about a cache that cannot be written."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return OSError(
-            f"the disk is full: no room for the token cache in {text_cache()} (about half the size of the text); "
-            "free some, or point QUARTET_CACHE to a folder on another disk"
-        )
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return PermissionError(
-            f"the token cache {text_cache()} cannot be written; point QUARTET_CACHE to a folder of yours"
-        )
-    return error
