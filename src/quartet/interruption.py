@@ -53,13 +53,13 @@ request = StopRequest()  # signals belong to the process, and so does this
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[StopRequest]:
     """Both signals become a `request`; their former handlers are back afterwards."""
     former = {signum: signal.getsignal(signum) for signum in SIGNALS}
     request.__init__()
     request.listen()
     try:
-        yield
+        yield request
     finally:
         for signum, handler in former.items():
             signal.signal(signum, handler)

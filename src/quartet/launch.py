@@ -28,7 +28,7 @@ def launch(config: DictConfig) -> float | None:
     with stoppable():
         run, data = _resume(config) if config.resume is not None else _start(config)
         try:
-            _train(run, data)
+            execute(run, data)
         except Interrupted as interruption:
             print(
                 f"{interruption}; go on with: python scripts/train.py resume={shlex.quote(str(run))}", file=sys.stderr
@@ -41,7 +41,7 @@ def launch(config: DictConfig) -> float | None:
     return result["objective"]["value"]
 
 
-def _train(run: Run, data: Any) -> None:
+def execute(run: Run, data: Any) -> None:
     """On one device here; on several by workers, unless this process is one of them already."""
     n, settings = n_workers(run.config), run.config.trainer
     if n * settings.num_nodes == 1 or environment_rank():
