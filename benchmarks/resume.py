@@ -1,4 +1,4 @@
-"""Runs killed by SIGKILL at random moments and resumed each time: are their weights those of an undisturbed run, bit for bit?
+"""Runs killed by SIGKILL at random moments and resumed each time: do they end with the weights of an undisturbed run?
 
     python benchmarks/resume.py                                        four families, one and two workers, 20 kills each
     python benchmarks/resume.py --family mlp --workers 1 --kills 3     one of them, seconds
@@ -21,7 +21,6 @@ import socket
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 
@@ -37,7 +36,9 @@ FAMILIES = {
     "mlp": "model=mlp model.hidden=[64] trainer.accumulate_grad_batches=4 callbacks=ema scheduler=one_cycle",
 }
 COMMON = "run.name=resume data.batch_size=8 trainer.accelerator=cpu trainer.max_steps=60 trainer.max_epochs=-1 "
-COMMON += "trainer.val_check_interval=7 callbacks.checkpoint.every_n_steps=3 callbacks.figures=null callbacks.samples=null "
+COMMON += (
+    "trainer.val_check_interval=7 callbacks.checkpoint.every_n_steps=3 callbacks.figures=null callbacks.samples=null "
+)
 COMMON += "callbacks.data_report=null callbacks.progress=null +trainer.limit_train_batches=50"
 
 
@@ -55,10 +56,13 @@ def _fork(run: Run, rank: int, world: int, port: int) -> int:
         return child
     if world > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", LOCAL_WORLD_SIZE=str(world))
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="resume", WORLD_SIZE=str(world))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world))
+        os.environ.update(TORCHELASTIC_RUN_ID="resume")
     code = 1
     try:
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
         train(run)
         code = 0
     finally:
@@ -99,7 +103,9 @@ def new_run(family: str, world: int) -> Run:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    states = [torch.load(run.checkpoints / name, weights_only=True)["state_dict"] for name in ("last.ckpt", "best.ckpt")]
+    states = [
+        torch.load(run.checkpoints / name, weights_only=True)["state_dict"] for name in ("last.ckpt", "best.ckpt")
+    ]
     return {f"{i}/{name}": value for i, state in enumerate(states) for name, value in state.items()}
 
 

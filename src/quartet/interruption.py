@@ -6,6 +6,7 @@ While a network trains the signal is only noted; training stops at the next plac
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class StopRequest:
         self.signum = self.signum or signum
         if not self.deferred or (again and signum == signal.SIGINT):
             raise Interrupted(self.signum)
-        if not again:
+        if not again and os.environ.get("RANK", "0") == "0":
             print("\nstopping after this step, with a checkpoint; Ctrl-C stops at once", file=sys.stderr, flush=True)
 
     def listen(self) -> None:
