@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import sys
+import sysconfig
 import tempfile
 import time
 
@@ -28,10 +29,13 @@ from quartet.cli import _compose, quiet_libraries
 from quartet.run import Run
 from quartet.train import create, train
 
+TEXT = (
+    f"data=text data.path={sysconfig.get_path('stdlib')}/email/*.py data.vocab_size=512"  # some 300 kB, read in no time
+)
 FAMILIES = {
     "transformer": "model=transformer model.d_model=32 model.n_layers=2 model.n_heads=2 model.d_ff=64 model.dropout=0.1 "
-    "data=stdlib_topics data.context_length=64",
-    "rnn": "model=rnn model.d_hidden=32 model.n_layers=1 model.dropout=0.1 data.context_length=32",
+    "data.context_length=64 " + TEXT,
+    "rnn": "model=rnn model.d_hidden=32 model.n_layers=1 model.dropout=0.1 data.context_length=32 " + TEXT,
     "image": "model=image_small model.widths=[8,16] data.augment.crop=1 data.augment.mixup=0.4",
     "mlp": "model=mlp model.hidden=[64] trainer.accumulate_grad_batches=4 callbacks=ema scheduler=one_cycle",
 }
