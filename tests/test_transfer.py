@@ -23,7 +23,8 @@ from quartet.data.images import Pictures
 from quartet.evaluate import evaluate
 from quartet.models.image import TorchvisionClassifier
 from quartet.run import Run
-from quartet.train import create_and_train, prepare
+from quartet.train import create, create_and_train, prepare, train
+from quartet.transfer import read_checkpoint
 
 QUIET = ["callbacks=none", "logger=none", "trainer.accelerator=cpu", "trainer.max_steps=-1", "trainer.max_epochs=1"]
 TINY = {
@@ -247,10 +248,15 @@ def test_wrong_settings_are_named(configure, model, overrides, message):
 
 
 class Snapshots(Callback):
-    """The network's state at the end of each epoch."""
+    """The network's state at the end of each epoch; an error before the step after `last_step`."""
 
     def __init__(self):
         self.states: dict[int, dict[str, torch.Tensor]] = {}
+        self.last_step = -1
+
+    def on_train_batch_start(self, trainer, *_: Any):
+        if trainer.global_step == self.last_step:
+            raise InterruptedError
 
     def on_train_epoch_end(self, trainer, pl_module: Any):
         state = pl_module.network.state_dict()
@@ -291,18 +297,21 @@ def test_a_resumed_run_stays_frozen_until_its_epoch(configure, steps, monkeypatc
     made = build.build_callbacks
     monkeypatch.setattr(build, "build_callbacks", lambda *a: [*made(*a), watch])
     start = [f"model.init_from={source.directory}", "model.freeze=2", "model.backbone_lr=0.1", "trainer.max_epochs=4"]
-    every = ["trainer.val_check_interval=0.5", "callbacks.last_checkpoint.filename='{step}'"]
-    every.append("callbacks.last_checkpoint.save_top_k=-1")
-    first, _ = create_and_train(configure("image_small", *start, *every, classes=4))
+    run, data = create(configure("image_small", *start, "callbacks.checkpoint.every_n_steps=1", classes=4))
+    watch.last_step = steps + 1  # by then the state after `steps` has been saved
+    with pytest.raises(InterruptedError):
+        train(run, data)
+    assert read_checkpoint(run.checkpoints / "last.ckpt")["global_step"] == steps
     watch.states.clear()
-    data, task, trainer, _ = prepare(Run.create(configure("image_small", *start, classes=4)))
-    trainer.fit(task, ckpt_path=first.checkpoints / f"step={steps}.ckpt", datamodule=data)
+    watch.last_step = -1
+    train(run)
     old = weights_of(source)
     for epoch, state in watch.states.items():
         assert same(parts(old)[0], parts(state)[0]) == (epoch < 2), f"epoch {epoch}"
         assert not same(parts(old)[1], parts(state)[1]), "the head learns"
     assert {1 if steps < 8 else 2, 2, 3} <= watch.states.keys()
-    rates = sorted({group["initial_lr"] for group in trainer.optimizers[0].param_groups})
+    (optimizer,) = read_checkpoint(run.checkpoints / "last.ckpt")["optimizer_states"]
+    rates = sorted({group["initial_lr"] for group in optimizer["param_groups"]})
     assert rates == pytest.approx([0.1 * rates[1], rates[1]])
 
 

@@ -6,6 +6,7 @@ While a network trains the signal is only noted; training stops at the next plac
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ class StopRequest:
         self.signum = self.signum or signum
         if not self.deferred or (again and signum == signal.SIGINT):
             raise Interrupted(self.signum)
-        if not again:
+        if not again and os.environ.get("RANK", "0") == "0":
             print("\nstopping after this step, with a checkpoint; Ctrl-C stops at once", file=sys.stderr, flush=True)
 
     def listen(self) -> None:
@@ -53,13 +54,13 @@ request = StopRequest()  # signals belong to the process, and so does this
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[StopRequest]:
     """Both signals become a `request`; their former handlers are back afterwards."""
     former = {signum: signal.getsignal(signum) for signum in SIGNALS}
     request.__init__()
     request.listen()
     try:
-        yield
+        yield request
     finally:
         for signum, handler in former.items():
             signal.signal(signum, handler)

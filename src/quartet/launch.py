@@ -5,8 +5,12 @@ One device runs in this process, several run as workers that are given nothing b
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +21,35 @@ from quartet.check import check_pairing
 from quartet.cli import in_sweep
 from quartet.interruption import Interrupted, stoppable
 from quartet.run import Run
+from quartet.say import say
 from quartet.workers import environment_rank, run_workers, share_directory
 
+MEETING = 3600  # seconds that a machine waits for another one that reads the data: tokenising 1 GB takes 20 minutes
 SAMPLE_TOKENS = 160  # about ten lines of code
 HEADLINES = ("loss", "bits_per_byte", "perplexity", "accuracy", "auroc", "f1", "r2", "rmse")
 
 
 def launch(config: DictConfig) -> float | None:
     """Train one run (a job, inside a sweep) and say what came out; returns the monitored value for sweepers."""
+    rank, _ = environment_rank() or (0, 1)
+    os.environ.setdefault("RANK", str(rank))  # SLURM has another name for it; the first one writes and speaks
     with stoppable():
         run, data = _resume(config) if config.resume is not None else _start(config)
         try:
-            _train(run, data)
+            execute(run, data)
         except Interrupted as interruption:
             print(
                 f"{interruption}; go on with: python scripts/train.py resume={shlex.quote(str(run))}", file=sys.stderr
             )
             raise
-    if (environment_rank() or (0, 1))[0] > 0:
+    if rank > 0:
         return None
     result = run.read("result.json")
     _report(run, result)
     return result["objective"]["value"]
 
 
-def _train(run: Run, data: Any) -> None:
+def execute(run: Run, data: Any) -> None:
     """On one device here; on several by workers, unless this process is one of them already."""
     n, settings = n_workers(run.config), run.config.trainer
     if n * settings.num_nodes == 1 or environment_rank():
@@ -89,8 +97,31 @@ def _start(config: DictConfig) -> tuple[Run, Any]:
         made[:] = create(config)
         return made[0].directory
 
-    directory = share_directory(make)
+    several = config.trainer.num_nodes > 1 and environment_rank() is None
+    directory = _first_of_several(config, make) if several else share_directory(make)
     return (made[0], made[1]) if made else (Run(directory), None)
+
+
+def _first_of_several(config: DictConfig, make: Callable[[], Path]) -> Path:
+    """On several machines the first to make the run directory reads the data; the others find them there."""
+    if config.run.dir is None:
+        raise ValueError(
+            "trainer.num_nodes above 1 needs run.dir=<a directory that all machines see>, the same on each"
+        )
+    directory = Path(config.run.dir).expanduser().absolute()
+    with suppress(FileExistsError):
+        directory.mkdir(parents=True)
+        return make()
+    if (directory / "result.json").exists():
+        return make()  # which refuses a directory that is not empty
+    say(f"waiting for the machine that reads the data into {directory}")
+    for _ in range(2 * MEETING):
+        if (directory / "preprocessing.json").exists():
+            return directory
+        if not directory.exists():
+            raise ValueError("the machine that was to read the data has given up; what it printed says why")
+        time.sleep(0.5)
+    raise ValueError(f"no machine has read the data into {directory} within {MEETING} s; remove it and start again")
 
 
 def _resume(config: DictConfig) -> tuple[Run, None]:
@@ -108,7 +139,7 @@ def _resume(config: DictConfig) -> tuple[Run, None]:
         place = f"trainer.rendezvous={settings.rendezvous}"  # those who meet there are believed: a file is not enough
         raise ValueError(f"{run} trains on {settings.num_nodes} machines; say again where they meet, such as {place}")
     begun = "going on from its last checkpoint" if run.last_checkpoint else "it had no checkpoint yet and starts anew"
-    print(f"{run.config.run.name}, seed {run.config.seed}, {run}: {begun}", flush=True)
+    say(f"{run.config.run.name}, seed {run.config.seed}, {run}: {begun}")
     return run, None
 
 
@@ -125,9 +156,9 @@ def _name(config: DictConfig) -> None:
 def _announce(config: DictConfig) -> None:
     if in_sweep():
         hydra = HydraConfig.get()
-        print(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task) or 'defaults'}", flush=True)
+        say(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task) or 'defaults'}")
     else:
-        print(f"{config.run.name}, seed {config.seed}", flush=True)
+        say(f"{config.run.name}, seed {config.seed}")
 
 
 def _report(run: Run, result: dict[str, Any]) -> None:

@@ -1,18 +1,22 @@
-"""The user's own pictures: which files are found, what is refused and how, in memory and by workers."""
+"""The user's own pictures: which files are found, what is refused and how, and the stores that hold them."""
 
+import errno
 import json
+import multiprocessing
 import os
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from quartet.data import image_files, image_folders
+from quartet.data import image_files, image_folders, image_stores
 from quartet.data.augment import Augment
-from quartet.data.image_files import FolderData, WorkerLoader
+from quartet.data.image_files import FolderData
+from quartet.data.image_stores import Files, Rows, StoredPictures, WorkerLoader
 from quartet.data.images import to_uint8
 from quartet.data.memory import Samples
 
@@ -21,6 +25,7 @@ SETTINGS = {
     "image_size": None,
     "channels": "auto",
     "memory_gb": 1.0,
+    "disk_gb": 0.0,
     "num_workers": 0,
     "on_corrupt": "error",
     "on_overlap": "error",
@@ -262,10 +267,10 @@ def test_of_many_the_first_are_named(photos):
     assert "dog/04.png (0 bytes) and 3 more;" in refused(photos)
 
 
-@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
-def test_skip_leaves_them_out_and_counts(photos, memory_gb, capsys):
+@pytest.mark.parametrize(("memory_gb", "disk_gb"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
+def test_skip_leaves_them_out_and_counts(photos, memory_gb, disk_gb, capsys):
     damage(photos)
-    data = ready(photos, on_corrupt="skip", memory_gb=memory_gb)
+    data = ready(photos, on_corrupt="skip", memory_gb=memory_gb, disk_gb=disk_gb)
     assert len(names(data)) == 17 and not {"cat/00.png", "dog/03.jpg"} & {*names(data)}
     assert any(
         note.startswith("4 files left out, cannot be read: cat/00.png (0 bytes), ") for note in data.report()["notes"]
@@ -413,6 +418,7 @@ def test_no_permission(photos, monkeypatch, what):
     [
         ("image_size", 0, "must be 1 or more, not 0"),
         ("memory_gb", -1.0, "must be 0 or more, not -1.0"),
+        ("disk_gb", -1, "must be 0 or more, not -1"),
         ("num_workers", -1, "must be 0 or more, not -1"),
         ("channels", 2, "must be one of auto, 1, 3, not 2"),
         ("on_corrupt", "ignore", "must be one of error, skip, not 'ignore'"),
@@ -425,7 +431,17 @@ def test_values_out_of_range_are_named(key, value, words):
     assert str(error.value) == f"data.{key} {words}"
 
 
-# decoded in training
+# held in memory, mapped from the cache, or decoded in training
+
+
+MAP: dict[str, Any] = {"memory_gb": 0.0, "disk_gb": 1.0}
+FILES: dict[str, Any] = {"memory_gb": 0.0, "disk_gb": 0.0, "num_workers": 2}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUARTET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pictures"
 
 
 def same(a, b):
@@ -434,30 +450,31 @@ def same(a, b):
     )
 
 
-@pytest.fixture
-def both(photos):
-    """The same pictures in memory and as files for two workers."""
-    return ready(photos), ready(photos, memory_gb=0.0, num_workers=2)
+@pytest.fixture(params=[MAP, FILES], ids=["map", "files"])
+def both(photos, request):
+    """The same pictures in memory and elsewhere."""
+    return ready(photos), ready(photos, **request.param)
 
 
-def test_workers_make_the_batches_of_memory_in_the_same_order(both):
-    memory, files = both
-    assert isinstance(files.train_dataloader(), WorkerLoader) and not isinstance(
-        memory.train_dataloader(), WorkerLoader
-    )
-    loaders = memory.train_dataloader(), files.train_dataloader()
+def test_every_store_gives_the_batches_of_memory_in_the_same_order(both):
+    memory, other = both
+    loaders = memory.train_dataloader(), other.train_dataloader()
+    assert isinstance(loaders[1], WorkerLoader) == (other.disk_gb == 0.0) and not isinstance(loaders[0], WorkerLoader)
     for _ in range(2):
         batches = [list(loader) for loader in loaders]
         assert len(batches[0]) == len(batches[1]) == 3
         assert all(same(a, b) for a, b in zip(*batches, strict=True))
-    assert all(same(a, b) for a, b in zip(memory.val_dataloader(), files.val_dataloader(), strict=True))
+    assert all(same(a, b) for a, b in zip(memory.val_dataloader(), other.val_dataloader(), strict=True))
+    assert memory.ids == other.ids
 
 
 def test_statistics_and_report_do_not_depend_on_where_pictures_are(both):
-    memory, files = both
-    assert memory.preprocessing() == files.preprocessing()
-    assert files.report()["notes"][1:] == ["decoded in training: more than data.memory_gb=0.0"]
-    assert {**memory.report(), "notes": 0} == {**files.report(), "notes": 0}
+    memory, other = both
+    assert memory.preprocessing() == other.preprocessing()
+    over = "more than data.memory_gb=0.0"
+    note = f"mapped from the cache: {over}" if other.disk_gb else f"decoded in training: {over} and data.disk_gb=0.0"
+    assert other.report()["notes"][1:] == [note]
+    assert {**memory.report(), "notes": 0} == {**other.report(), "notes": 0}
 
 
 def test_figures_and_examples_are_there_for_files_too(both):
@@ -482,10 +499,143 @@ def test_the_position_is_that_of_the_next_batch_however_far_workers_are_ahead(bo
     assert (loader.epoch, loader.step) == (0, 1)
 
 
-def test_workers_leave_the_global_generator_alone(both):
+def test_loaders_leave_the_global_generator_alone(both):
     state = torch.get_rng_state()
     list(both[1].train_dataloader())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("store", [MAP, FILES])
+def test_what_is_left_out_is_the_same_everywhere(official, store):
+    damaged = (official / "train/cat/02.png").read_bytes()[:-40]
+    (official / "train/cat/02.png").write_bytes(damaged)
+    shutil.copy(official / "train/cat/01.png", official / "train/cat/zz.png")
+    shutil.copy(official / "test/cat/01.png", official / "test/cat/zz.png")
+    shutil.copy(official / "test/dog/01.png", official / "val/dog/zz.png")
+    settings = {"on_corrupt": "skip", "on_overlap": "drop"}
+    memory, other = ready(official, **settings), ready(official, **settings, **store)
+    assert memory.ids == other.ids and memory.preprocessing() == other.preprocessing()
+    assert memory.report()["notes"] == other.report()["notes"][:-1]
+    for part in ("train", "val", "test"):
+        everything = torch.arange(len(memory.ids[part]))
+        assert same(*(data.datasets[part].gather(everything) for data in (memory, other)))
+
+
+# the cache
+
+
+def decoded_never(monkeypatch):
+    monkeypatch.setattr(image_stores, "to_uint8", None)
+
+
+def test_a_second_start_decodes_nothing(photos, cache, monkeypatch, capsys):
+    first = ready(photos, **MAP)
+    assert f"first use of {photos}: decoding it into {cache}" in capsys.readouterr().out
+    decoded_never(monkeypatch)
+    second = ready(photos, **MAP)
+    assert first.preprocessing() == second.preprocessing() and len(list(cache.iterdir())) == 1
+    assert all(same(*batches) for batches in zip(first.train_dataloader(), second.train_dataloader(), strict=True))
+    assert "first use" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [{"split_seed": 1}, {"folds": 3, "fold": 1}, {"batch_size": 2}])
+def test_other_splits_of_the_same_pictures_share_a_file(photos, cache, monkeypatch, changes):
+    ready(photos, **MAP)
+    memory = ready(photos, **changes)
+    decoded_never(monkeypatch)
+    mapped = ready(photos, **MAP, **changes)
+    assert all(same(*batches) for batches in zip(memory.train_dataloader(), mapped.train_dataloader(), strict=True))
+
+
+@pytest.mark.parametrize("changes", [{"image_size": 5}, {"channels": 1}])
+def test_what_matters_for_the_decoded_makes_another_file(photos, cache, changes):
+    ready(photos, **MAP)
+    memory, mapped = ready(photos, **changes), ready(photos, **MAP, **changes)
+    assert len(list(cache.iterdir())) == 2
+    assert np.array_equal(memory.pictures("train", [0, 1]), mapped.pictures("train", [0, 1]))
+
+
+def test_a_changed_picture_is_seen_although_size_and_time_are_the_same(photos, cache):
+    first = ready(photos, **MAP)
+    name = first.ids["train"][0]
+    before = (photos / name).stat()
+    Image.new("RGB", (8, 8), "red").save(photos / name)
+    with open(photos / name, "ab") as file:
+        file.write(bytes(before.st_size - file.tell()))
+    os.utime(photos / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed = ready(photos, **MAP)
+    assert (changed.pictures("train", [0]) == (255, 0, 0)).all() and len(list(cache.iterdir())) == 2
+    assert np.array_equal(first.pictures("train", [1]), changed.pictures("train", [1]))
+
+
+def test_what_cannot_be_decoded_is_remembered_or_leaves_nothing(photos, cache, monkeypatch):
+    path = photos / "cat" / "05.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert "cat/05.png (" in refused(photos, **MAP) and not list(cache.iterdir())
+    first = ready(photos, **MAP, on_corrupt="skip")
+    decoded_never(monkeypatch)
+    second = ready(photos, **MAP, on_corrupt="skip")
+    assert first.report() == second.report() and first.ids == second.ids and "cat/05.png" not in names(second)
+    assert "cat/05.png (" in refused(photos, **MAP)
+
+
+def test_a_disk_that_fills_up_is_one_clear_message_and_leaves_nothing(photos, cache, monkeypatch):
+    def full(image):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(image_stores, "moments", full)  # in a thread, as a write would
+    with pytest.raises(OSError) as error:
+        ready(photos, **MAP, on_corrupt="skip")
+    message = str(error.value)
+    assert message.startswith(f"the disk is full: no room in the cache {cache} (") and "data.disk_gb=0" in message
+    assert "\n" not in message and not list(cache.iterdir())
+
+
+def test_a_disk_too_small_is_told_before_decoding(photos, cache, monkeypatch):
+    decoded_never(monkeypatch)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=20 * 3 * 8 * 8 - 1))
+    with pytest.raises(OSError, match="the disk is full"):
+        ready(photos, **MAP)
+
+
+def test_a_cache_that_may_not_be_written_is_not_taken_for_a_picture(photos, cache, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise PermissionError(13, "Permission denied", str(cache))
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    with pytest.raises(PermissionError, match=r"^the cache .* cannot be written; point QUARTET_CACHE"):
+        ready(photos, **MAP)
+
+
+def test_two_processes_that_start_together_map_the_same(photos, cache, monkeypatch):
+    context = multiprocessing.get_context("fork")
+    both, results = context.Barrier(2), context.Queue()
+    decode = image_stores.decode
+
+    def together(*arguments):
+        both.wait(30)  # seconds; neither has found a file, both have opened one of their own
+        return decode(*arguments)
+
+    monkeypatch.setattr(image_stores, "decode", together)
+    work = lambda: results.put(ready(photos, **MAP).pictures("train", range(12)))  # noqa: E731
+    processes = [context.Process(target=work) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    monkeypatch.undo()
+    assert all(np.array_equal(x, ready(photos).pictures("train", range(12))) for x in found)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_map_is_never_moved_as_a_whole(photos):
+    dataset = ready(photos, **MAP).datasets["train"]
+    assert dataset.to(torch.device("meta")) is dataset  # stands for a GPU
+    assert dataset.gather(torch.arange(2))["inputs"]["image"].device.type == "cpu"
+
+
+# workers
 
 
 def test_ranks_share_each_batch(photos):
@@ -509,10 +659,15 @@ def test_workers_leave_a_core_to_training(photos, monkeypatch, cores, world, n_w
     assert isinstance(loader, WorkerLoader) and loader.n_workers == n_workers
 
 
-def test_the_limit_of_memory_counts_the_decoded_bytes(photos):
-    exact = 20 * 3 * 8 * 8 / 1e9 * 1.001
-    assert isinstance(ready(photos, memory_gb=exact).datasets["train"], Samples)
-    assert not isinstance(ready(photos, memory_gb=exact * 0.99).datasets["train"], Samples)
+def test_the_limits_count_the_decoded_bytes(photos):
+    exact = 20 * 3 * 8 * 8 / 1e9
+    below = exact * 0.999
+
+    def held(memory_gb, disk_gb):
+        dataset = ready(photos, memory_gb=memory_gb, disk_gb=disk_gb).datasets["train"]
+        return type(dataset.read) if isinstance(dataset, StoredPictures) else type(dataset)
+
+    assert [held(exact, 0.0), held(below, exact), held(below, below)] == [Samples, Rows, Files]
 
 
 def test_progress_is_told_now_and_then(photos, monkeypatch, capsys):

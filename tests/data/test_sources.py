@@ -170,7 +170,7 @@ def test_a_download_onto_a_full_disk(network, monkeypatch, tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     network(TEXT)
-    monkeypatch.setattr(sources.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match=r"the disk is full: no room in the cache .*QUARTET_CACHE"):
         Shakespeare(path=None, download=True).documents()
     assert not list((tmp_path / "cache").iterdir())

@@ -1,19 +1,16 @@
-"""Text files: found, decoded strictly, cleaned; read in blocks as in one go; the cache is whole or not there."""
+"""Text files: found, decoded strictly, cleaned; read in blocks as in one go."""
 
 from __future__ import annotations
 
 import builtins
-import errno
-import threading
 import unicodedata
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quartet.data import sources, text_files
-from quartet.data.text_files import FileDocument, Reading, TextFiles, cache_key, cached, find_texts
+from quartet.data import text_files
+from quartet.data.text_files import FileDocument, Reading, TextFiles, find_texts
 
 UTF8 = Reading("utf-8", None)
 SUFFIXES = [".txt", ".md"]
@@ -192,91 +189,3 @@ def test_the_fingerprint_is_of_the_content_wherever_it_is(write, tmp_path):
     a, b, c = write("one/a.txt", "text"), write("two/b.txt", "text"), write("c.txt", "texts")
     assert fingerprint(a) == fingerprint(b) == fingerprint(str(tmp_path / "one"))
     assert len({fingerprint(a), fingerprint(c), fingerprint(a, Reading("utf-8", "NFC"))}) == 3
-
-
-# the cache
-
-
-def test_keys_depend_on_every_fact():
-    assert cache_key("x", 1, [2]) == cache_key("x", 1, [2])
-    assert len({cache_key("x", 1), cache_key("x", 2), cache_key("y", 1), cache_key("x", 1, None)}) == 4
-
-
-def test_what_is_cached_is_made_once(cache):
-    made = []
-    for _ in range(2):
-        path = cached("k.test", lambda file: made.append(file.write(b"content")))
-    assert path.read_bytes() == b"content" and made == [7]
-
-
-def test_two_that_start_together_both_get_the_whole(cache):
-    both = threading.Barrier(2)
-
-    def write(file):
-        both.wait(10)  # both have found nothing and write at the same time
-        for _ in range(100):
-            file.write(b"0123456789")
-
-    paths = []
-    threads = [threading.Thread(target=lambda: paths.append(cached("k.test", write))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(paths) == 2 and paths[0].read_bytes() == b"0123456789" * 100
-    assert [path.name for path in cache.iterdir()] == ["k.test"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no text")])
-def test_an_interrupted_write_leaves_nothing(cache, error):
-    def write(file):
-        file.write(b"half")
-        raise error
-
-    with pytest.raises(type(error)):
-        cached("k.test", write)
-    assert not list(cache.iterdir())
-
-
-def test_a_full_disk_is_one_clear_message_and_leaves_nothing(cache):
-    def write(file):
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match=r"the disk is full: no room in the cache .*cache/text .*QUARTET_CACHE"):
-        cached("k.test", write)
-    assert not list(cache.iterdir())
-
-
-def test_a_disk_that_is_full_in_earnest():
-    path = Path("/dev/full")
-    if not path.exists():
-        pytest.skip("this system has no /dev/full")
-    with pytest.raises(OSError) as caught, open(path, "wb") as full:
-        full.write(b"x")
-        full.flush()
-    assert "the disk is full" in str(sources._explained(caught.value, Path("/dev")))
-
-
-def test_a_cache_that_may_not_be_written(cache, monkeypatch):
-    def refuse(*arguments, **settings):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(sources.tempfile, "NamedTemporaryFile", refuse)
-    with pytest.raises(PermissionError, match=r"the cache .* cannot be written; point QUARTET_CACHE to a folder"):
-        cached("k.test", lambda file: None)
-
-
-def test_a_cache_that_is_a_file(cache):
-    cache.parent.parent.mkdir(exist_ok=True)
-    cache.parent.write_text("")
-    with pytest.raises(PermissionError, match=r"the cache .* cannot be written; point QUARTET_CACHE to a folder"):
-        cached("k.test", lambda file: None)
-
-
-def test_a_file_the_user_may_not_read_is_not_blamed_on_the_cache(cache):
-    def write(file):
-        raise PermissionError("no permission to read a.txt")
-
-    with pytest.raises(PermissionError, match=r"no permission to read a.txt"):
-        cached("k.test", write)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quartet.data.base import user_path
+from quartet.data.cache import FULL
 from quartet.data.images import Examples, class_counts, to_uint8
 from quartet.data.splits import PART_NAMES, SPLITS
 from quartet.say import say
@@ -161,7 +162,7 @@ def undecodable(files: list[PictureFile]) -> Problems:
 def in_threads(work: Callable[[PictureFile], Any], files: Sequence[PictureFile], done: str) -> Problems:
     """`work` on every file, in threads, with a line of progress now and then; the files that failed, and why.
 
-    A missing permission is no fault of the picture and is raised.
+    A missing permission, or a disk too full for what `work` writes, is no fault of the picture and is raised.
     """
     problems: Problems = {}
 
@@ -172,6 +173,8 @@ def in_threads(work: Callable[[PictureFile], Any], files: Sequence[PictureFile],
             except (PermissionError, MemoryError):
                 raise
             except Exception as error:  # PIL raises a dozen kinds on damaged files
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise
                 problems[file] = _reason(error)
         return len(chunk)
 

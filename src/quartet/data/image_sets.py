@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from quartet.data.base import user_path
+from quartet.data.cache import cache_directory
 from quartet.data.images import ImageData, Pictures
-from quartet.data.sources import cache_directory
 from quartet.say import say
 
 

@@ -6,18 +6,16 @@ nothing but the files it reads, so that the fingerprint of the data is the same 
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import sysconfig
-import tempfile
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
+
+from quartet.data.cache import cache_directory, write_whole
 
 PIECE = 2**16  # characters of a text encoded at a time
 
@@ -216,11 +214,6 @@ def snippets(text: str, lines: int) -> list[str]:
     return ["\n".join(piece) for piece in pieces if 2 * sum(bool(row.strip()) for row in piece) >= lines]
 
 
-def cache_directory() -> Path:
-    """Where downloads are kept: $QUARTET_CACHE, else ~/.cache/quartet."""
-    return Path(os.environ.get("QUARTET_CACHE", "~/.cache/quartet")).expanduser()
-
-
 def download(url: str, sha256: str, target: Path) -> None:
     """Fetch a small file of known content; it appears whole or not at all.
 
@@ -238,33 +231,3 @@ def download(url: str, sha256: str, target: Path) -> None:
     if actual != sha256:
         raise ValueError(f"{url} has SHA-256 {actual}, not {sha256}: it was changed or damaged; try again")
     write_whole(target, lambda file: file.write(data))
-
-
-def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
-    """A file of the cache, whole or not at all; an OSError says what can be done about a cache that cannot be written."""
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = file.name
-            write(file)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-        raise _explained(error, target.parent) from None
-
-
-def _explained(error: BaseException, folder: Path) -> BaseException:
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return OSError(
-            f"the disk is full: no room in the cache {folder} (tokens take about half the size of a text); free some, or "
-            "point QUARTET_CACHE to a folder on another disk"
-        )
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR):
-        return PermissionError(f"the cache {folder} cannot be written; point QUARTET_CACHE to a folder of yours")
-    return error

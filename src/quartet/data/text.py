@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -20,20 +19,21 @@ from torch import Tensor
 
 from quartet.data import tokenizers
 from quartet.data.base import DataModule
+from quartet.data.cache import Mapped
 from quartet.data.memory import Batch, Order, generator, sequential
 from quartet.data.report import histogram
 from quartet.data.sources import AnyDocument, DocumentSource, Shakespeare, fingerprint
 from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS, Split
-from quartet.data.text_files import Reading, TextFiles, cache_key, cached, text_cache
+from quartet.data.text_files import TOKENS, Reading, TextFiles
 from quartet.data.tokenizers import Tokenizer
 from quartet.say import say
 
 FIT_CHARACTERS = 2**25  # a tokenizer is fitted on about this many; more take longer and hardly change it
 BATCH = 32  # pieces encoded at a time: some 2 MB of text
 CHUNK = 2**20  # tokens counted at a time
-EXAMPLE, N_EXAMPLES = 300, 3  # characters of each of the first training documents shown in the report
 FORGET_AFTER = 64  # batches read from a mapped file before its pages are given back
+EXAMPLE, N_EXAMPLES = 300, 3  # characters of each of the first training documents shown in the report
 
 
 class TextData(DataModule):
@@ -155,7 +155,7 @@ class LanguageModelingData(TextData):
 class OwnText(LanguageModelingData):
     """The user's own text: a file, a folder or a glob.
 
-    Up to `in_memory_mb` megabytes are held in memory. A larger text is tokenised once, into the token cache, and mapped
+    Up to `in_memory_mb` megabytes are held in memory. A larger text is tokenised once, into the cache, and mapped
     from there; its tokenizer is fitted on a sample. Of a text of many megabytes the shares of val and test are cut to
     `eval_mb` megabytes each (None: never), and the rest trains.
     """
@@ -185,11 +185,11 @@ class OwnText(LanguageModelingData):
             return super().fit_documents(train)
 
         def write(file: BinaryIO) -> None:
-            say(f"first use of {self.files}: tokenising it into {text_cache()}; minutes, once")
+            say(f"first use of {self.files}: tokenising it into {TOKENS.path}; minutes, once")
             file.write(json.dumps(super(OwnText, self).fit_documents(train).to_json()).encode())
 
         facts = (self.tokenizer_kind, self.vocab_size, FIT_CHARACTERS, self._taken)
-        return tokenizers.from_json(json.loads(cached(self._key("tokenizer", train, *facts), write).read_bytes()))
+        return tokenizers.from_json(json.loads(TOKENS.made(self._key("tokenizer", train, *facts), write).read_bytes()))
 
     def encode_split(self, examples: list[AnyDocument]) -> Windows:
         if self.corpus.in_memory:
@@ -200,7 +200,7 @@ class OwnText(LanguageModelingData):
             for tokens in token_blocks(self.tokenizer, examples):
                 file.write(torch.from_numpy(tokens).to(dtype).numpy().tobytes())
 
-        path = cached(self._key("tokens", examples, self.tokenizer.to_json()), write)
+        path = TOKENS.made(self._key("tokens", examples, self.tokenizer.to_json()), write)
         return MappedWindows(path, dtype, self.context_length, self.name_of(examples))
 
     def name_of(self, documents: Sequence[AnyDocument]) -> str:
@@ -209,7 +209,7 @@ class OwnText(LanguageModelingData):
     def _key(self, kind: str, documents: list[AnyDocument], *facts: Any) -> str:
         """Of a file in the cache: which characters of which content, the settings, the library that merges byte pairs."""
         spans = [document.name for document in documents]
-        return cache_key(kind, self.corpus.fingerprint, spans, importlib.metadata.version("tokenizers"), *facts)
+        return TOKENS.key(kind, self.corpus.fingerprint, spans, importlib.metadata.version("tokenizers"), *facts)
 
     def report(self) -> dict[str, Any]:
         corpus, report = self.corpus, super().report()
@@ -258,24 +258,16 @@ class Windows:
 
 
 class MappedWindows(Windows):
-    """Windows of a stream that stays in its file: only the windows of a batch are read, and sent to the device.
-
-    The operating system keeps what was read as long as it has memory to spare; this process gives it back regularly, so
-    that a long run does not come to hold the whole file.
-    """
+    """Windows of a stream that stays in its file: only the windows of a batch are read, and sent to the device."""
 
     def __init__(self, path: Path, dtype: torch.dtype, context_length: int, name: str):
         check_length(path.stat().st_size // dtype.itemsize, context_length, name)
-        with open(path, "rb") as file:
-            self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        super().__init__(torch.frombuffer(self.memory, dtype=dtype), context_length, name)
-        self.device, self.n_batches = torch.device("cpu"), 0
+        self.file, self.device = Mapped(path, FORGET_AFTER), torch.device("cpu")
+        super().__init__(self.file.tensor(dtype), context_length, name)
 
     def gather(self, ids: Tensor) -> Batch:
         batch = super().gather(ids)
-        self.n_batches += 1
-        if self.n_batches % FORGET_AFTER == 0:
-            self.forget()
+        self.file.count(1)
         tokens = {name: x.to(self.device) for name, x in batch["inputs"].items()}
         return {"inputs": tokens, "target": batch["target"].to(self.device), "index": ids.to(self.device)}
 
@@ -284,8 +276,7 @@ class MappedWindows(Windows):
         return self
 
     def forget(self) -> None:
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self.memory.madvise(mmap.MADV_DONTNEED)
+        self.file.forget()
 
 
 def check_length(n: int, context_length: int, name: str) -> None:

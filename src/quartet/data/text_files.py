@@ -1,8 +1,7 @@
 """The user's text files: found, decoded, cleaned; where they are large read in pieces, and what is made of them cached.
 
 A file is never held as a whole unless it is small: it is decoded in blocks of about 1 MB, each cleaned for itself. What
-takes minutes to make (the length of every document, the tokenizer, the tokens) is kept in the token cache, under a name
-that is the hash of everything it depends on; so nothing there is ever out of date, and the folder may be deleted.
+takes minutes to make (the length of every document, the tokenizer, the tokens) is kept in the cache.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from quartet.data.base import user_path
-from quartet.data.sources import PIECE, AnyDocument, Document, border, cache_directory, cut, write_whole
+from quartet.data.cache import Cache
+from quartet.data.sources import PIECE, AnyDocument, Document, border, cut
 
 BLOCK = 2**20  # bytes decoded at a time
-FORMAT = 1  # of what is in the cache; raise it where reading, cleaning or encoding changes
+TOKENS = Cache("text", version=1, room="about half the size of the text")  # version: of reading, cleaning, encoding
 FORMS = (None, "NFC", "NFKC", "NFD", "NFKD")  # Unicode normalisations
 LEGACY = "latin-1 or cp1252 (Western), cp1251 (Cyrillic), gb18030 (Chinese), shift_jis (Japanese), utf-16"
 
@@ -267,7 +267,7 @@ class TextFiles:
             lengths = [_measure(self.reading.blocks(path)) for path in paths]
             file.write(json.dumps(lengths).encode())
 
-        return json.loads(cached(cache_key("lengths", fingerprint), measure).read_bytes())
+        return json.loads(TOKENS.made(TOKENS.key("lengths", fingerprint), measure).read_bytes())
 
     def __str__(self) -> str:
         return str(self.path)
@@ -293,27 +293,3 @@ def _measure(blocks: Iterable[str]) -> tuple[int, str]:
 
 def _digest(texts: Iterable[str]) -> str:
     return _measure(texts)[1]
-
-
-# the cache
-
-
-def cache_key(kind: str, *facts: Any) -> str:
-    """The name of a file in the cache that depends on these plain values alone."""
-    return f"{hashlib.sha256(json.dumps([FORMAT, *facts]).encode()).hexdigest()[:32]}.{kind}"
-
-
-def text_cache() -> Path:
-    return cache_directory() / "text"
-
-
-def cached(name: str, write: Callable[[BinaryIO], object]) -> Path:
-    """The file of this name in the token cache, made by `write` where it is not there yet; whole or not at all.
-
-    Two processes may both make it: each writes a file of its own, and the last to finish replaces the other's equal one.
-    """
-    target = text_cache() / name
-    if target.is_file():
-        return target
-    write_whole(target, write)
-    return target

@@ -1,0 +1,138 @@
+"""Several workers: the same samples, losses and metrics as one process; killed ones are replaced; shards change nothing."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from quartet.evaluate import evaluate
+from quartet.run import Run
+
+PROJECT = Path(__file__).parents[1]
+SMALL = "model=transformer optimizer=adamw model.d_model=32 model.n_layers=2 model.n_heads=2 model.d_ff=64 "
+SMALL += "model.dropout=0 model.token_dropout=0 data=stdlib_topics data.context_length=48 data.tokenizer=byte "
+SMALL += "trainer.accelerator=cpu trainer.max_epochs=-1 trainer.max_steps=50 trainer.val_check_interval=25 "
+SMALL += "trainer.log_every_n_steps=1 callbacks=none"
+TABLE = (
+    "model=mlp trainer.accelerator=cpu trainer.max_epochs=4 callbacks.checkpoint.every_n_steps=2 callbacks.figures=null"
+)
+
+
+@pytest.fixture
+def start(tmp_path, outputs):
+    """start("model=mlp …") -> a process of scripts/train.py."""
+
+    def start(settings: str, *more: str) -> subprocess.Popen:
+        command = [sys.executable, str(PROJECT / "scripts" / "train.py"), *settings.split(), *more]
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    return start
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+def losses(run: Run) -> list[float]:
+    with (run.directory / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def metrics(run: Run) -> dict[str, float]:
+    return run.read("result.json")["metrics"]
+
+
+def test_two_workers_with_n_samples_are_one_process_with_2n_sharded_or_not(start, tmp_path):
+    """The last batch of the test part is uneven: 2 workers share what one process sees."""
+    settings = {
+        "one": "data.batch_size=16",
+        "ddp": "trainer=ddp data.batch_size=8",
+        "fsdp": "trainer=fsdp data.batch_size=8",
+    }
+    runs = {}
+    for name, words in settings.items():
+        output, _ = finish(start(f"{SMALL} {words}", f"run.dir={tmp_path / name}"))
+        runs[name] = Run(tmp_path / name)
+        assert ("workers: 2; a step takes 16 samples" in output) == (name != "one")
+    for name in ("ddp", "fsdp"):
+        assert len(losses(runs[name])) == 50
+        assert losses(runs[name]) == pytest.approx(losses(runs["one"]), abs=1e-5)
+        assert metrics(runs[name]) == pytest.approx(metrics(runs["one"]), abs=1e-6, rel=1e-6)
+    saved = {name: torch.load(run.checkpoints / "last.ckpt", weights_only=True) for name, run in runs.items()}
+    assert saved["fsdp"]["state_dict"].keys() == saved["one"]["state_dict"].keys()
+    assert evaluate(runs["fsdp"], "test")["test/loss"] == pytest.approx(metrics(runs["fsdp"])["test/loss"], abs=1e-6)
+
+
+def test_a_sweep_of_workers_one_of_which_is_killed(start, outputs, tmp_path):
+    """Two complete runs in two directories and nothing else; the killed worker is replaced, the weights are the same."""
+    sweep = ["-m", "trainer=ddp", "optimizer.lr=1e-3,3e-3", *TABLE.split()]
+    process = start("", *sweep, f"hydra.sweep.dir={outputs / 'sweep'}")
+    checkpoint = outputs / "sweep" / "0" / "checkpoints" / "last.ckpt"
+    killed = kill_worker_once(checkpoint, process)
+    _, errors = finish(process)
+    assert f"worker {killed} was killed (SIGKILL); starting again" in errors
+    assert sorted(path.name for path in (outputs / "sweep").iterdir()) == [
+        "0",
+        "1",
+        "multirun.yaml",
+    ]  # the last is Hydra's
+    assert [path.name for path in outputs.iterdir()] == ["sweep"]
+    runs = [Run(outputs / "sweep" / job) for job in "01"]
+    assert [run.status for run in runs] == ["completed", "completed"]
+    finish(start(f"{TABLE} trainer=ddp optimizer.lr=1e-3", f"run.dir={tmp_path / 'undisturbed'}"))
+    states = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        for run in (runs[0].directory, tmp_path / "undisturbed")
+    ]
+    for name, value in states[1]["state_dict"].items():
+        assert torch.equal(states[0]["state_dict"][name], value), name
+
+
+def kill_worker_once(checkpoint: Path, process: subprocess.Popen) -> int:
+    """SIGKILL to worker 1 of the run as soon as it has a checkpoint."""
+    deadline = time.monotonic() + 150
+    while not checkpoint.is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    run = str(checkpoint.parents[1])
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode().split("\0")
+            rank = next(x for x in (entry / "environ").read_bytes().decode().split("\0") if x.startswith("RANK="))
+        except (OSError, StopIteration):
+            continue
+        if "quartet.worker" in words and run in words and rank == "RANK=1":
+            os.kill(int(entry.name), signal.SIGKILL)
+            return 1
+    raise AssertionError("no worker was found")
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_workers_save_when_the_command_is_interrupted_and_go_on_exactly(start, tmp_path, signum, code):
+    settings = TABLE.replace("max_epochs=4", "max_epochs=400") + " trainer=ddp"
+    process = start(settings, f"run.dir={tmp_path / 'run'}")
+    run, deadline = Run(tmp_path / "run"), time.monotonic() + 150
+    while run.last_checkpoint is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "go on with: python scripts/train.py resume=" in errors and "Traceback" not in errors
+    assert run.status == "interrupted"
