@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +20,7 @@ from quartet.callbacks import checkpoint
 from quartet.run import Run
 from quartet.train import create_and_train, train
 
+PROJECT = Path(__file__).parents[1]
 SETTINGS = {
     "transformer": "model=transformer model.d_model=16 model.n_layers=1 model.n_heads=2 model.d_ff=32 model.dropout=0.2 "
     "data.context_length=32",
@@ -168,3 +175,93 @@ def test_it_holds_for_each_way_of_training(started, variant):
         run = started("mlp", *overrides, kill=moment)
         train(run)
         assert_same(run, undisturbed)
+
+
+# the command
+
+
+TINY = [
+    "model=mlp",
+    "model.hidden=[8]",
+    "callbacks.figures=null",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+]
+
+
+def test_an_interrupted_command_says_how_to_go_on_and_going_on_gives_the_same(script, outputs, tmp_path):
+    settings = [*TINY, "trainer.max_epochs=40", "callbacks.checkpoint.every_n_steps=5"]
+    undisturbed = tmp_path / "undisturbed"
+    assert script("train", *settings, f"run.dir={undisturbed}").returncode == 0
+    command = [sys.executable, str(PROJECT / "scripts" / "train.py"), *settings, f"run.dir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    run = Run(tmp_path / "run")
+    deadline = time.monotonic() + 100
+    while run.last_checkpoint is None and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and run.status == "interrupted", errors
+    assert f"interrupted by SIGTERM; go on with: python scripts/train.py resume={run.directory}" in errors
+    assert "Traceback" not in errors
+    resumed = script("train", f"resume={run.directory}")
+    assert resumed.returncode == 0 and "going on from its last checkpoint" in resumed.stdout, resumed.stderr
+    states = [torch.load(d / "checkpoints" / "best.ckpt", weights_only=True) for d in (run.directory, undisturbed)]
+    assert_equal(*states, "best.ckpt")
+    again = script("train", f"resume={run.directory}")
+    assert again.returncode == 1 and "is completed; to train on with its weights" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resume=latest"], "every run below .* is completed; there is none to go on with"),
+        (["resume=nowhere"], r"resume=nowhere is not a run directory \(no config.yaml in it\); try resume=latest"),
+        (["resume=latest", "optimizer.lr=1"], r"resume=latest goes on with a run as it was; leave out optimizer.lr=1"),
+        (["-m", "resume=latest"], "resume=latest goes on with a run as it was; leave out -m"),
+        (
+            ["model=mlp", "trainer=fsdp", "callbacks=ema"],
+            "callbacks.ema averages whole weights, trainer=fsdp holds shares",
+        ),
+        (["model=mlp", "trainer=ddp", "trainer.num_nodes=2"], "trainer.num_nodes above 1 needs run.dir=<a directory"),
+        (
+            ["model=mlp", "callbacks.checkpoint.every_n_steps=0"],
+            "every_n_steps must be a whole number of at least 1, or null",
+        ),
+        (["model=mlp", "callbacks.checkpoint.every_minutes=-1"], "every_minutes must be a number above 0, or null"),
+        (["model=mlp", "trainer.max_restarts=-1"], "trainer.max_restarts must be a whole number of at least 0"),
+    ],
+)
+def test_what_cannot_be_asked_for(script, outputs, arguments, message):
+    process = script("train", *arguments)
+    assert process.returncode == 1 and re.search(message, process.stderr), process.stderr
+    assert "Traceback" not in process.stderr and not list(outputs.rglob("config.yaml"))
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(started):
+    run = started("mlp", kill=("before a step", 5))
+    with (
+        run.exclusively(),
+        pytest.raises(BlockingIOError, match="is being trained by another process; stop that one first"),
+    ):
+        train(run)
+    assert run.status == "unfinished"
+    train(run)
+    assert run.status == "completed"
+
+
+def test_latest_to_go_on_with_is_the_newest_that_is_not_completed(started):
+    killed = started("mlp", kill=("before a step", 5))
+    started("mlp")
+    assert Run.reopen("latest").directory == killed.directory
+
+
+def test_a_run_that_was_killed_before_it_had_read_its_data_starts_anew(started):
+    undisturbed = started("mlp")
+    run = started("mlp", kill=("before a step", 2))
+    for name in ("preprocessing.json", "data.json"):
+        (run.directory / name).unlink()
+    train(run)
+    assert_same(run, undisturbed)
