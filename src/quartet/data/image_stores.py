@@ -25,6 +25,7 @@ from quartet.data.cache import Cache, Mapped
 from quartet.data.image_folders import Look, PictureFile, Problems, in_threads
 from quartet.data.images import Examples, Pictures, moments, to_uint8
 from quartet.data.memory import Batch, MemoryLoader
+from quartet.say import say
 
 PICTURES = Cache("pictures", version=1, room="as much as the decoded pictures take; data.disk_gb=0 does without")
 FORGET_AFTER = 2**30  # bytes read from a map before its pages are given back; to touch them again costs time
@@ -99,7 +100,7 @@ def in_map(
     n_bytes, place = len(files) * form.n_bytes, {file: i for i, file in enumerate(files)}
 
     def write(file: BinaryIO) -> None:
-        print(f"first use of {path}: decoding it into {PICTURES.path}, {n_bytes / 1e9:,.2f} GB, once", flush=True)
+        say(f"first use of {path}: decoding it into {PICTURES.path}, {n_bytes / 1e9:,.2f} GB, once")
         sums, lock = np.zeros((len(files), form.channels, 2), dtype=np.int64), threading.Lock()
 
         def keep(i: int, image: np.ndarray) -> None:
