@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import samples
 
-from quartet.launch import execute
-from quartet.train import create, create_and_train
+from quartet.train import create_and_train
 
 CONF = Path(__file__).parents[1] / "conf"
 SMALL = {
@@ -81,13 +80,11 @@ def test_all_data(compose, small_text, own, data):
     brief(compose, model, f"data={data}", *short, *own(data))
 
 
-@pytest.mark.parametrize("trainer", [name for name in options("trainer") if name != "gpu"])
-def test_every_trainer_that_needs_no_gpu(compose, trainer):
-    settings = ["trainer.accelerator=cpu", "trainer.max_steps=4", "callbacks=none", "data.batch_size=16"]
-    run, data = create(compose("model=mlp", f"trainer={trainer}", *settings))
-    execute(run, data)
-    result = run.read("result.json")
-    assert result["status"] == "completed" and result["steps"] == 4
+@pytest.mark.parametrize("trainer", [name for name in options("trainer") if name not in ("gpu", "ddp", "fsdp")])
+def test_every_trainer_of_one_device_that_needs_no_gpu(compose, trainer):
+    """Those of several devices train in test_distributed.py."""
+    _, result = create_and_train(compose("model=mlp", f"trainer={trainer}", "trainer.max_steps=4", "callbacks=none"))
+    assert result["steps"] == 4
 
 
 def test_the_gpu_trainer_composes(compose):
