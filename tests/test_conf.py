@@ -87,6 +87,11 @@ def test_every_trainer_of_one_device_that_needs_no_gpu(compose, trainer):
     assert result["steps"] == 4
 
 
+@pytest.mark.parametrize("limit", ["1", "0.5", "1.0"])
+def test_validation_may_be_cut_short(compose, limit):
+    brief(compose, "mlp", f"++trainer.limit_val_batches={limit}", f"++trainer.limit_test_batches={limit}")
+
+
 def test_the_gpu_trainer_composes(compose):
     trainer = compose("trainer=gpu").trainer
     assert trainer.accelerator == "gpu" and trainer.precision == "bf16-mixed"

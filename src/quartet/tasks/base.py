@@ -121,7 +121,8 @@ class Task(LightningModule):
         """Metrics are of every sample, once, whatever the number of workers."""
         trainer: Any = self.trainer
         datasets = getattr(trainer.datamodule, "datasets", {})
-        if part in datasets and getattr(trainer, f"limit_{part}_batches") == 1.0:
+        limit = getattr(trainer, f"limit_{part}_batches")
+        if part in datasets and isinstance(limit, float) and limit == 1.0:  # 1 would be one batch
             n = total(trainer, self._n_scored)
             assert n == len(datasets[part]), f"{part}: {n} samples were scored, there are {len(datasets[part])}"
 
