@@ -23,7 +23,7 @@ $(READY): requirements.lock pyproject.toml
 	fi
 	@echo "installing the pinned packages into $(VENV) (several GB the first time, a few minutes)"
 	@if command -v uv >/dev/null; then \
-		VIRTUAL_ENV=$(VENV) uv pip install --quiet --require-hashes -r requirements.lock; \
+		VIRTUAL_ENV=$(VENV) uv pip install --quiet --compile-bytecode --require-hashes -r requirements.lock; \
 	else \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
 	fi
