@@ -74,7 +74,9 @@ def test_two_workers_with_n_samples_are_one_process_with_2n_sharded_or_not(start
     for name in ("ddp", "fsdp"):
         assert len(losses(runs[name])) == 50
         assert losses(runs[name]) == pytest.approx(losses(runs["one"]), abs=1e-5)
-        assert metrics(runs[name]) == pytest.approx(metrics(runs["one"]), abs=1e-6, rel=1e-6)
+        for metric, value in metrics(runs["one"]).items():  # ranks jump where rounding exchanges two samples
+            tolerance = 1e-4 if metric.endswith(("auroc", "average_precision")) else 1e-6
+            assert metrics(runs[name])[metric] == pytest.approx(value, abs=tolerance, rel=tolerance), metric
     saved = {name: torch.load(run.checkpoints / "last.ckpt", weights_only=True) for name, run in runs.items()}
     assert saved["fsdp"]["state_dict"].keys() == saved["one"]["state_dict"].keys()
     assert evaluate(runs["fsdp"], "test")["test/loss"] == pytest.approx(metrics(runs["fsdp"])["test/loss"], abs=1e-6)
