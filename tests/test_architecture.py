@@ -27,6 +27,10 @@ ALLOWED = {
         "quartet.sampling", "quartet.optim", "quartet.data.spec", "quartet.data.base",
         "quartet.distributed", "quartet.interruption",
     },
+    "sweeps": {
+        "hydra", "omegaconf", "cloudpickle", "rich",
+        "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.worker", "quartet.workers",
+    },
     "say.py": set(),
     "run.py": {"omegaconf", "quartet.interruption"},
     "distributed.py": {"torch"},

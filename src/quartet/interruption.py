@@ -35,6 +35,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.signum: int | None = None
         self.deferred = False
+        self.notice = "stopping after this step, with a checkpoint; Ctrl-C stops at once"
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         again = self.signum is not None
@@ -42,7 +43,7 @@ class StopRequest:
         if not self.deferred or (again and signum == signal.SIGINT):
             raise Interrupted(self.signum)
         if not again and os.environ.get("RANK", "0") == "0":
-            print("\nstopping after this step, with a checkpoint; Ctrl-C stops at once", file=sys.stderr, flush=True)
+            print(f"\n{self.notice}", file=sys.stderr, flush=True)
 
     def listen(self) -> None:
         """Answer both signals from now on: libraries put handlers of their own in this one's place."""
