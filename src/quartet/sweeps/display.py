@@ -14,6 +14,7 @@ from quartet.sweeps.child import Job
 from quartet.sweeps.pool import Ending, Observer, in_words, log_tail
 
 TAIL = 10  # lines of a failed job's log
+BEST = "(best so far)"  # what a sweeper says of a completed job that is
 REFRESH = 0.5  # seconds between two looks at the logs
 PROGRESS = re.compile(r"^(step|epoch|validation|test) +\d")  # a line of callbacks/progress.py
 
@@ -30,7 +31,7 @@ class Display(Observer):
     """`total` jobs are to come, if that is known. Use as a context manager, so that the terminal is left in order."""
 
     def __init__(self, total: int | None = None, live: bool | None = None):
-        self.total, self.counts, self._status = total, Counter[str](), ""
+        self.total, self.counts, self._best = total, Counter[str](), ""
         self._rows: dict[int, Row] = {}
         self._live: Any = None
         self._refreshed = 0.0
@@ -67,10 +68,12 @@ class Display(Observer):
         """`text` says what came of it and begins with the outcome: completed, pruned, failed, stopped."""
         outcome = text.split()[0].strip(":,")
         self.counts[outcome] += 1
+        if BEST in text:
+            self._best = f"best: job {ending.job.number}{text.removeprefix(outcome).replace(BEST, '').rstrip()}"
         self._rows.pop(ending.job.number, None)
         facts = [_duration(ending.seconds)]
         facts += [f"{ending.attempts} attempts"] if ending.attempts > 1 else []
-        facts += [ending.job.label] if self._live is not None and ending.job.label else []
+        facts += [short(ending.job.label)] if self._live is not None and ending.job.label else []
         self.line(f"job {ending.job.number} {text} ({', '.join(facts)})")
         if outcome == "failed":
             for line in ending.log_tail(TAIL):
@@ -100,29 +103,57 @@ class Display(Observer):
         self._live.start()
 
     def _table(self) -> Any:
-        from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for ratio in (None, 2, 3, None):
-            table.add_column(no_wrap=True, overflow="ellipsis", ratio=ratio)
         for row in self._rows.values():
             row.note = _last_progress(row.log) or row.note
-            elapsed = _duration(time.monotonic() - row.begun)
-            table.add_row(*(Text(cell) for cell in (f"job {row.job.number}", row.job.label, row.note, elapsed)))
-        return Group(table, Text(self._summary(), style="bold", overflow="ellipsis", no_wrap=True))
+        rows = [(f"job {r.job.number}", short(r.job.label), r.note, _elapsed(r)) for r in self._rows.values()]
+        width = self._live.console.width
+        return Text("\n".join([*table(rows, width), clip(self._summary(), width)]), no_wrap=True, overflow="crop")
 
     def _summary(self) -> str:
         ended = sum(self.counts.values())
         parts = [f"{ended} of {self.total} ended" if self.total else f"{ended} ended"]
         parts += [f"{n} {name}" for name, n in self.counts.items()]
-        return " · ".join(filter(None, [*parts, f"{len(self._rows)} running", self._status]))
+        return " · ".join(filter(None, [*parts, f"{len(self._rows)} running", self._best]))
+
+
+def table(rows: list[tuple[str, str, str, str]], width: int) -> list[str]:
+    """Lines of at most `width`: what varies gets what it needs up to two fifths, the progress gets what is left."""
+    heads, labels, notes, times = zip(*rows, strict=True) if rows else ((),) * 4
+    head, label, time_ = (max(map(len, column), default=0) for column in (heads, labels, times))
+    label = min(label, 2 * width // 5)
+    note = max(0, width - head - label - time_ - 6)
+    return [
+        clip(f"{h:<{head}}  {clip(l, label):<{label}}  {whole_parts(n, note):<{note}}  {t:>{time_}}", width)
+        for h, l, n, t in rows  # noqa: E741
+    ]
+
+
+def clip(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"[:width]
+
+
+def whole_parts(text: str, width: int) -> str:
+    """As many of the parts that two spaces separate as there is room for."""
+    parts = re.split(r" {2,}(?=\D|\d+%)", text)
+    while parts and len("  ".join(parts)) > width:
+        parts.pop()
+    return "  ".join(parts)
+
+
+def short(label: str) -> str:
+    """optimizer.lr=0.1 as lr=0.1."""
+    return re.sub(r"(^| )[+~]*[\w.]+\.(?=\w+=)", r"\1", label)
 
 
 def _last_progress(log: Path) -> str:
     lines = [line for line in log_tail(log, 10) if PROGRESS.match(line)]
     return lines[-1] if lines else ""
+
+
+def _elapsed(row: Row) -> str:
+    return _duration(time.monotonic() - row.begun)
 
 
 def _duration(seconds: float) -> str:

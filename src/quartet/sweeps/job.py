@@ -32,13 +32,16 @@ class HydraJob:
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = job.number
         _share_threads(config)
-        return run_job(
+        ended = run_job(
             hydra_context=self.context,
             task_function=self.task_function,
             config=config,
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
-        ).return_value
+        )
+        if isinstance(ended._return_value, Exception):  # the property would print before it raises
+            raise ended._return_value
+        return ended.return_value
 
 
 def _share_threads(config: DictConfig) -> None:

@@ -244,7 +244,7 @@ def _verdict(record: dict[str, Any], code: int, stopping: bool, limit: float | N
         return "killed", "lost: the process that starts jobs was killed"
     if code < 0 or code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         name = signal.Signals(-code if code < 0 else code - 128).name
-        return "killed", f"killed by {name}" + (", mostly because memory ran out" if name == "SIGKILL" else "")
+        return "killed", f"killed by {name}" + (", as Linux does when memory runs out" if name == "SIGKILL" else "")
     return "killed", f"ended with exit code {code} and without an error"
 
 
