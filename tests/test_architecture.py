@@ -25,11 +25,12 @@ ALLOWED = {
     "callbacks": {
         "torch", "numpy", "pytorch_lightning", "matplotlib", "rich", "PIL", "sklearn", "torchmetrics", "tensorboard",
         "quartet.sampling", "quartet.optim", "quartet.data.spec", "quartet.data.base",
-        "quartet.distributed", "quartet.interruption",
+        "quartet.distributed", "quartet.interruption", "quartet.sweeps.study",
     },
     "sweeps": {
-        "hydra", "omegaconf", "cloudpickle", "rich",
-        "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.worker", "quartet.workers",
+        "hydra", "omegaconf", "cloudpickle", "rich", "optuna",
+        "quartet.check", "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.report", "quartet.run",
+        "quartet.say", "quartet.worker", "quartet.workers",
     },
     "say.py": set(),
     "run.py": {"omegaconf", "quartet.interruption"},

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from quartet import optim
 from quartet.callbacks.checkpoint import Checkpoints
+from quartet.callbacks.pruning import Pruning
 from quartet.callbacks.transfer import Freeze
 from quartet.check import check_pairing, signature_problems, types_of, value_problems
 from quartet.data.base import DataModule
@@ -221,14 +222,15 @@ def _call_schedule(schedule: Callable[..., float], total: int, settings: dict[st
     return schedule(step, total, **settings)
 
 
-def build_callbacks(config: DictConfig, checkpoints: Path) -> list[Callback]:
-    values = plain(config)
+def build_callbacks(config: DictConfig, directory: Path) -> list[Callback]:
+    """Some of them work with files of the run in `directory`."""
+    values, places = plain(config), {Checkpoints: directory / "checkpoints", Pruning: directory}
     frozen = values["model"].get("freeze", 0)
     callbacks: list[Callback] = [Freeze(epochs=frozen)] if frozen else []  # before those that look at gradients
     for node in values["callbacks"].values():
         if node is not None:
-            facts = {"directory": checkpoints} if locate(node["_target_"], "callbacks") is Checkpoints else {}
-            callbacks.append(make(node, "callbacks", **facts))
+            place = places.get(locate(node["_target_"], "callbacks"))  # type: ignore[call-overload]
+            callbacks.append(make(node, "callbacks", **({"directory": place} if place else {})))
     return callbacks
 
 
@@ -245,7 +247,7 @@ def build_trainer(
     if train:
         values.update(_validation_rhythm(values))
         extras = {
-            "callbacks": [*callbacks, *build_callbacks(config, directory / "checkpoints")],
+            "callbacks": [*callbacks, *build_callbacks(config, directory)],
             "logger": build_loggers(config, directory),
         }
     else:

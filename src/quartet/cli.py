@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from quartet.interruption import Interrupted
-from quartet.run import PROJECT, outputs
+from quartet.run import PROJECT, outputs, sweep_command
 
 CONF = PROJECT / "conf"
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -42,16 +42,19 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             failures: list[Exception] = []
 
             def job(config: DictConfig) -> Any:
-                """A failure is told at once and the other jobs of a sweep go on."""
+                """A failure of a run is told here, that of a sweep's job by the sweep."""
                 try:
                     return work(config)
                 except Exception as error:
-                    failures.append(error)
                     if full:
                         traceback.print_exc()
+                    if in_sweep():
+                        raise
+                    failures.append(error)
                     print(_message(error, config_name), file=sys.stderr, flush=True)
 
             try:
+                sys.argv[1:] = resumed_arguments(sys.argv[1:])
                 if {"-h", "--help"} & set(sys.argv[1:]):
                     return print(help_text(config_name, work.__globals__.get("__doc__") or "", sys.argv[1:]))
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
@@ -89,6 +92,24 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
         return hydra.compose(config_name, overrides=overrides)
 
 
+def resumed_arguments(words: list[str]) -> list[str]:
+    """`sweep.resume=…` stands for the command that began the sweep, in its directory."""
+    where = [word.partition("=")[2] for word in words if word.startswith("sweep.resume=")]
+    if not where or where[-1] == "null":
+        return words
+    if not {"-m", "--multirun"} & set(words):
+        raise ValueError(f"sweep.resume={where[-1]} goes on with a sweep; say -m too")
+    directory, command = sweep_command(where[-1])
+    place = "hydra.sweep.dir='{}'".format(str(directory).replace("'", "\\'"))
+    flags = [word for word in words if word.startswith("-")]
+    return [
+        *flags,
+        *command,
+        *(word for word in words if word[0] != "-" and not word.startswith("sweep.resume=")),
+        place,
+    ]
+
+
 def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
@@ -107,18 +128,20 @@ def quiet_libraries() -> None:
 
 
 def _message(error: Exception, config_name: str, *, composing: bool = False) -> str:
-    problems = list(override_problems(config_name, sys.argv[1:])) if composing else []
-    lines = [line for problem in problems or [_described(error)] for line in problem.splitlines()]
+    theirs = isinstance(error, HydraException | OmegaConfBaseException) or not in_sweep()
+    problems = list(override_problems(config_name, sys.argv[1:])) if composing and theirs else []
+    lines = [line for problem in problems or [described(error)] for line in problem.splitlines()]
     return "\n".join(f"error: {line}" for line in lines)
 
 
-def _described(error: Exception) -> str:
+def described(error: Exception) -> str:
+    """What went wrong, for a person: a line for each mistake."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not understood; brackets and quotes come in pairs, 'key=\"some text\"' quotes a text"
     if isinstance(error, HydraException | OmegaConfBaseException | OSError):
         return _one_line(str(error))
     if isinstance(error, ValueError):
-        return str(error)  # a line for each mistake
+        return str(error)
     return f"{type(error).__name__}: {_one_line(str(error))} ({FULL_ERROR}=1 shows the traceback)"
 
 
@@ -132,7 +155,7 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
         if not re.match(r"[-~]|[^=]+=", word):
             yield f"{word}: a setting is written key=value, such as optimizer.lr=0.01"
     pairs = [word.lstrip("+~").partition("=")[::2] for word in arguments if re.match("[^-=][^=]*=", word)]
-    choices = {key: value.split(",") for key, value in pairs if (CONF / key).is_dir()}
+    choices = {key: value.split(",") for key, value in pairs if (CONF / key).is_dir() and "/" not in key}
     sound = []
     for group, options in choices.items():
         known = _options(group)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from quartet.cli import in_sweep
 from quartet.interruption import Interrupted, stoppable
 from quartet.run import Run
 from quartet.say import say
+from quartet.sweeps.locks import job_lock
 from quartet.workers import environment_rank, run_workers, share_directory
 
 MEETING = 3600  # seconds that a machine waits for another one that reads the data: tokenising 1 GB takes 20 minutes
@@ -34,19 +36,47 @@ def launch(config: DictConfig) -> float | None:
     rank, _ = environment_rank() or (0, 1)
     os.environ.setdefault("RANK", str(rank))  # SLURM has another name for it; the first one writes and speaks
     with stoppable():
-        run, data = _resume(config) if config.resume is not None else _start(config)
-        try:
-            execute(run, data)
-        except Interrupted as interruption:
-            print(
-                f"{interruption}; go on with: python scripts/train.py resume={shlex.quote(str(run))}", file=sys.stderr
-            )
-            raise
+        if in_sweep() and config.resume is None:
+            run = _job(config)
+        else:
+            run = _train(*(_resume(config) if config.resume is not None else _start(config)))
     if rank > 0:
         return None
     result = run.read("result.json")
     _report(run, result)
     return result["objective"]["value"]
+
+
+def _train(run: Run, data: Any) -> Run:
+    try:
+        execute(run, data)
+    except Interrupted as interruption:
+        again = f"python scripts/train.py resume={shlex.quote(str(run))}"
+        print(f"{interruption}; go on with: {again}", file=sys.stderr)
+        raise
+    return run
+
+
+def _job(config: DictConfig) -> Run:
+    """A job of a sweep: begun, or gone on with where its directory has a checkpoint already."""
+    hydra = HydraConfig.get()
+    directory = Path(hydra.sweep.dir).absolute()
+    if str(hydra.sweep.subdir) != str(hydra.job.num):
+        raise ValueError("hydra.sweep.subdir is the number of the run, so that a sweep can go on; leave it out")
+    run = Run(directory / str(hydra.sweep.subdir))
+    with job_lock(directory):
+        if run.status in ("completed", "pruned"):
+            return run
+        if run.last_checkpoint is not None:
+            say(f"{run}: going on from its last checkpoint")
+            return _train(run, None)
+        if environment_rank() in (None, (0, 1)):
+            shutil.rmtree(run.directory, ignore_errors=True)  # of a killed process, with nothing to go on from
+        begun, data = _start(config)
+        if data is not None:
+            words = [word for word in hydra.overrides.task if not word.startswith(("sweep=", "sweep."))]
+            begun.write("trial.json", {"number": int(hydra.job.num), "overrides": words})
+        return _train(begun, data)
 
 
 def execute(run: Run, data: Any) -> None:
@@ -86,6 +116,9 @@ def n_workers(config: DictConfig) -> int:
 
 
 def _start(config: DictConfig) -> tuple[Run, Any]:
+    chosen = HydraConfig.get().runtime.choices.get("sweep", "default")
+    if chosen != "default" and not in_sweep():
+        raise ValueError(f"sweep={chosen} makes many runs; say -m too")
     _name(config)
     check_pairing(config)  # at once, before torch is imported
     _announce(config)
@@ -144,21 +177,29 @@ def _resume(config: DictConfig) -> tuple[Run, None]:
 
 
 def _name(config: DictConfig) -> None:
-    """Fill in what Hydra knows: the run's name, and its directory inside a sweep."""
+    """Fill in what Hydra knows: the run's name; inside a sweep its directory, and that it may be pruned."""
     hydra = HydraConfig.get()
     with open_dict(config):
         if config.run.name is None:
             config.run.name = "{model}-{data}".format(**hydra.runtime.choices)
+        config.pop("sweep", None)
         if in_sweep():
             config.run.dir = str(Path(hydra.sweep.dir) / hydra.sweep.subdir)
+            config.test = False  # a sweep chooses; only what is chosen is tested
+            config.callbacks.pruning = _pruning(Path(hydra.sweep.dir))
+
+
+def _pruning(sweep: Path) -> dict[str, str] | None:
+    """The callback by which a sweep with a pruner ends hopeless runs."""
+    plan = Run(sweep).read("sweep.json") if (sweep / "sweep.json").is_file() else {}
+    if plan.get("pruner") is None:
+        return None
+    ((metric, mode),) = plan["objectives"].items()
+    return {"_target_": "quartet.callbacks.pruning.Pruning", "monitor": metric, "mode": mode}
 
 
 def _announce(config: DictConfig) -> None:
-    if in_sweep():
-        hydra = HydraConfig.get()
-        say(f"\njob {hydra.job.num}: {' '.join(hydra.overrides.task) or 'defaults'}")
-    else:
-        say(f"{config.run.name}, seed {config.seed}")
+    say(f"{config.run.name}, seed {config.seed}")
 
 
 def _report(run: Run, result: dict[str, Any]) -> None:

@@ -209,13 +209,33 @@ def outputs(root: str | Path) -> Path:
     return Path(os.environ.get("QUARTET_OUTPUTS") or PROJECT / Path(root).expanduser())
 
 
+def sweep_command(where: str) -> tuple[Path, list[str]]:
+    """The directory of a sweep, or of the newest one where `where` is "latest", and the arguments that began it.
+
+    FileNotFoundError where there is none.
+    """
+    if where == "latest":
+        found = [path.parent for path in (outputs("outputs") / "sweeps").glob("*/sweep.json")]
+        if not found:
+            raise FileNotFoundError(f"no sweep below {outputs('outputs') / 'sweeps'}; start one with -m")
+        directory = max(found, key=lambda path: (path / "sweep.json").stat().st_mtime_ns)
+    else:
+        directory = Path(where).expanduser().absolute()
+        if not (directory / "sweep.json").is_file():
+            raise FileNotFoundError(f"{where} is no sweep (no sweep.json in it); try sweep.resume=latest")
+    return directory, [str(word) for word in Run(directory).read("sweep.json")["command"]]
+
+
 def signature(config: DictConfig) -> str:
-    """What makes two runs repetitions of one experiment: the hash of the config without paths, seed and fold."""
+    """What makes two runs repetitions of one experiment: the hash of the config without paths, seed and fold.
+
+    Whether it is tested or may be pruned is not counted either.
+    """
     values: Any = OmegaConf.to_container(config, resolve=True)
-    for group, key in (("run", None), ("seed", None), ("data", "path"), ("data", "fold"), ("data", "seed")):
-        if key is None:
-            values.pop(group, None)
-        elif isinstance(values.get(group), dict):
+    for name in ("run", "seed", "test", "sweep"):
+        values.pop(name, None)
+    for group, key in (("callbacks", "pruning"), ("data", "path"), ("data", "fold"), ("data", "seed")):
+        if isinstance(values.get(group), dict):
             values[group].pop(key, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 

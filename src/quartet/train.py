@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from quartet import build, transfer
+from quartet.callbacks.pruning import Pruning
 from quartet.data.base import DataModule, user_path
 from quartet.failures import explain
 from quartet.interruption import stoppable
@@ -114,7 +115,10 @@ def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
             if explained is not error:
                 explained.__cause__ = error  # for error.txt
             if parts.trainer.is_global_zero:
-                run.ended_badly(explained, **_facts(run, parts, {}))
+                facts = _facts(run, parts, {})
+                run.ended_badly(explained, **facts)
+                if isinstance(error, Exception):
+                    _write_hparams(run, parts.trainer, facts["metrics"])
             raise explained from explained.__cause__
 
 
@@ -165,14 +169,19 @@ def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
     for name in ("result.json", "error.txt"):  # of the part before, where the run goes on
         (run.directory / name).unlink(missing_ok=True)
     trainer.fit(task, datamodule=data, ckpt_path=run.last_checkpoint, weights_only=True)
-    if run.checkpoints.is_dir():  # callbacks.checkpoint=null keeps the last weights, in memory only
-        load_best(run, trainer)
-    test_metrics = measure(trainer, task, data, "test")
-    result = {"status": "completed", **_facts(run, parts, test_metrics)}
+    pruned = any(isinstance(c, Pruning) and c.pruned for c in trainer.callbacks)  # type: ignore[attr-defined]
+    test_metrics = _tested(run, parts) if run.config.get("test", True) and not pruned else {}
+    result = {"status": "pruned" if pruned else "completed", **_facts(run, parts, test_metrics)}
     if trainer.is_global_zero:
         _write_hparams(run, trainer, result["metrics"])
         run.write("result.json", result)
     return result
+
+
+def _tested(run: Run, parts: Parts) -> dict[str, float]:
+    if run.checkpoints.is_dir():  # callbacks.checkpoint=null keeps the last weights, in memory only
+        load_best(run, parts.trainer)
+    return measure(parts.trainer, parts.task, parts.data, "test")
 
 
 def load_network(task: Task, run: Run) -> None:

@@ -1,0 +1,222 @@
+"""Optuna's study in a sweep's directory: what was proposed, how far it came, what came out.
+
+The journal is the record of trials, the run directories are the record of work. Only the sweep's process asks and tells;
+a run that may be pruned reports to the same journal (`Reporter`), wherever it runs. Optuna is imported late.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from quartet.sweeps.locks import fcntl
+from quartet.sweeps.plan import JOURNAL, Plan
+from quartet.sweeps.space import Dimension, point
+
+NAME = "sweep"  # of the study in its journal
+
+
+class Study:
+    """Trials by number; a proposal is a list of overrides."""
+
+    def __init__(self, directory: Path, plan: Plan, space: Sequence[Dimension]):
+        self.plan, self.space = plan, list(space)
+        mend(directory / JOURNAL)
+        self._study = open_study(directory, plan, create=True)
+        self._distributions = {d.key: d.distribution(enumerated=plan.sampler == "grid") for d in space}
+
+    @property
+    def n_trials(self) -> int:
+        return len(self._trials(None))
+
+    def states(self) -> dict[int, str]:
+        """Trial number -> running, complete, pruned or fail."""
+        return {trial.number: trial.state.name.lower() for trial in self._trials(None)}
+
+    def unfinished(self) -> Iterator[tuple[int, list[str]]]:
+        """Trials that were proposed and have no end yet, with their overrides."""
+        from optuna.trial import TrialState
+
+        for frozen in self._trials((TrialState.RUNNING, TrialState.WAITING)):
+            if frozen.state is TrialState.WAITING:
+                yield self._proposal(self._study.ask())
+            else:
+                from optuna.trial import Trial
+
+                yield self._proposal(Trial(self._study, frozen._trial_id))
+
+    def ask(self) -> tuple[int, list[str]]:
+        """The next trial's number and overrides; known points come first, in their order."""
+        known = self._known(self.n_trials)
+        if known is not None:
+            self._study.enqueue_trial(known)
+        return self._proposal(self._study.ask())
+
+    def tell(self, number: int, status: str, values: Sequence[float] | None = None) -> None:
+        """`status` as in `result.json`; once for each trial."""
+        from optuna.trial import TrialState
+
+        state = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(status, TrialState.FAIL)
+        self._study.tell(number, list(values) if values and state is TrialState.COMPLETE else None, state)
+
+    def best(self) -> int | None:
+        """The number of the best complete trial of one objective; the first of several."""
+        from optuna.trial import TrialState
+
+        trials = self._trials((TrialState.COMPLETE,))
+        if not trials or len(self.plan.objectives) > 1:
+            return None
+        sign = 1 if next(iter(self.plan.objectives.values())) == "min" else -1
+        return min(trials, key=lambda trial: sign * trial.values[0]).number
+
+    def _trials(self, states: Any) -> list[Any]:
+        return self._study.get_trials(deepcopy=False, states=states)
+
+    def _known(self, number: int) -> dict[str, Any] | None:
+        if number < len(self.plan.start):
+            return self.plan.start[number]
+        return point(self.space, number - len(self.plan.start)) if self.plan.sampler == "grid" else None
+
+    def _proposal(self, trial: Any) -> tuple[int, list[str]]:
+        """Also of a trial that was cut off while it was being proposed: what it has stays, the rest is sampled."""
+        chosen = {key: _suggest(trial, key, distribution) for key, distribution in self._distributions.items()}
+        return trial.number, [f"{key}={_text(value)}" for key, value in chosen.items()]
+
+
+def reporter(run: Path) -> Reporter | None:
+    """For the run directory of a sweep's job; None where the run has been taken out of its sweep."""
+    note = run / "trial.json"
+    if not (run.parent / JOURNAL).is_file() or not note.is_file():
+        return None
+    return Reporter(run.parent, int(json.loads(note.read_text(encoding="utf-8"))["number"]))
+
+
+class Reporter:
+    """What a run tells the study while it trains, and whether it should end."""
+
+    def __init__(self, directory: Path, number: int):
+        from optuna.trial import Trial
+
+        plan = Plan.read(directory)
+        study = open_study(directory, plan, create=False)
+        frozen = next((t for t in study.get_trials(deepcopy=False) if t.number == number), None)
+        self._open = frozen is not None and not frozen.state.is_finished()  # a run trained again later stands alone
+        self._trial = Trial(study, frozen._trial_id) if frozen is not None and self._open else None
+        self._least = plan.min_validations
+
+    def is_hopeless(self, value: float, validation: int) -> bool:
+        """After validation number `validation`, the first being 1."""
+        if self._trial is None:
+            return False
+        self._trial.report(value, validation)
+        return validation >= self._least and self._trial.should_prune()
+
+
+def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    _quiet(optuna)
+    lock = _flock_class()(directory / f".{JOURNAL}.lock") if fcntl else None
+    storage = JournalStorage(JournalFileBackend(str(directory / JOURNAL), lock_obj=lock))
+    if not create:
+        return optuna.load_study(study_name=NAME, storage=storage, pruner=_pruner(plan))
+    study = optuna.create_study(
+        study_name=NAME,
+        storage=storage,
+        directions=["minimize" if mode == "min" else "maximize" for mode in plan.objectives.values()],
+        load_if_exists=True,
+        pruner=_pruner(plan),
+    )
+    study.sampler = _sampler(plan, len(study.get_trials(deepcopy=False)))
+    return study
+
+
+def mend(journal: Path) -> None:
+    """Cut off a last line that a killed process did not finish; Optuna refuses to read on behind it."""
+    if not journal.is_file():
+        return
+    text = journal.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text):
+        with journal.open("r+b") as file:
+            file.truncate(whole)
+
+
+def _sampler(plan: Plan, n_trials: int) -> Any:
+    """A sweep that goes on draws anew and not the same again, so the seed counts the trials there are."""
+    from optuna import samplers
+
+    seed = plan.seed + 1009 * n_trials  # a prime: neighbouring seeds of two sweeps do not meet
+    if plan.sampler == "tpe":
+        return samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
+    if plan.sampler == "gp":
+        return samplers.GPSampler(seed=seed)
+    if plan.sampler == "cma_es":
+        return samplers.CmaEsSampler(seed=seed)
+    if plan.sampler == "qmc":
+        return samplers.QMCSampler(scramble=True, seed=plan.seed)  # which keeps its place in the study
+    return samplers.RandomSampler(seed=seed)
+
+
+def _pruner(plan: Plan) -> Any:
+    from optuna import pruners
+
+    least, factor = plan.min_validations, plan.reduction_factor
+    if plan.pruner == "asha":
+        return pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor)
+    if plan.pruner == "hyperband":
+        return pruners.HyperbandPruner(min_resource=least, reduction_factor=factor)
+    if plan.pruner == "median":
+        return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least)  # five: a median of fewer says little
+    return pruners.NopPruner()
+
+
+def _suggest(trial: Any, key: str, distribution: Any) -> Any:
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
+    d = distribution
+    if isinstance(d, CategoricalDistribution):
+        return trial.suggest_categorical(key, d.choices)
+    if isinstance(d, IntDistribution):
+        return trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
+    return trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def _quiet(optuna: Any) -> None:
+    import warnings
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"optuna(\..*)?")
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def _flock_class() -> Any:
+    from optuna.storages.journal._file import BaseJournalFileLock
+
+    class Flock(BaseJournalFileLock):
+        """The kernel's lock, which ends with its process; Optuna's own stay behind a killed one for half a minute."""
+
+        def __init__(self, path: Path):
+            self._path, self._file = path, None
+
+        def acquire(self) -> bool:
+            assert fcntl is not None
+            file: Any = self._path.open("a")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._file = file
+            return True
+
+        def release(self) -> None:
+            file: Any = self._file
+            self._file = None
+            file.close()
+
+    return Flock

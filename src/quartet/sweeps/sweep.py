@@ -1,0 +1,256 @@
+"""A sweep from its command line to its report: jobs are proposed, launched and judged until the plan is fulfilled.
+
+It can be killed at any moment and goes on from its directory: the journal says which trials have no end, their run
+directories say how far they came.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from quartet.check import check_pairing
+from quartet.cli import described
+from quartet.interruption import Interrupted
+from quartet.run import Run
+from quartet.say import say
+from quartet.sweeps.locks import sweep_lock
+from quartet.sweeps.plan import FILE, Plan
+from quartet.sweeps.pool import Ending, Job
+from quartet.sweeps.space import Dimension, parse
+from quartet.sweeps.study import Study
+from quartet.workers import describe, revive
+
+SAME_MISTAKE = 3  # jobs that fail alike before anything is trained, and the sweep gives up
+OURS = ("sweep=", "sweep.", "+sweep.")  # what jobs need not know
+
+
+def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[str]) -> int | None:
+    """Run or continue the sweep; returns the number of the best run. Exits with 1 where too many runs failed."""
+    settings: Any = OmegaConf.to_container(config.sweep, resolve=True)
+    space, fixed = parse(settings["params"], [word for word in arguments if not word.startswith(OURS)], loader)
+    raise_problems(filter(None, (dimension.problem() for dimension in space)))
+    first = loader.load_sweep_config(config, [*fixed, *_first_point(space)])  # a misspelt key is found here
+    if not any("." not in dimension.key for dimension in space):  # groups may fit in some of the jobs
+        check_pairing(first)
+    plan = Plan.make(settings, _command(config), space, fixed, first.monitor)
+    directory = Path(config.hydra.sweep.dir).absolute()
+    with _directory(directory, plan):
+        return Sweep(directory, plan, space, launcher, settings).run()
+
+
+def raise_problems(problems: Any) -> None:
+    lines = list(problems)
+    if lines:
+        raise ValueError("\n".join(lines))
+
+
+def _first_point(space: list[Dimension]) -> list[str]:
+    return [f"{d.key}={d.values[0] if d.values else (int(d.low or 0) if d.whole else d.low)}" for d in space]
+
+
+def _command(config: DictConfig) -> list[str]:
+    """What was typed behind -m, without the directory: what a sweep that goes on is started with."""
+    words = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    return [word for word in words if not word.startswith(("hydra.mode=", "hydra.sweep.dir=", "sweep.resume="))]
+
+
+@contextmanager
+def _directory(directory: Path, plan: Plan) -> Iterator[None]:
+    """The sweep's own: a new one, or that of the same sweep before."""
+    known = (directory / FILE).exists()
+    if known:
+        raise_problems(_refusals(directory, plan))
+    elif directory.exists() and any(directory.iterdir()):
+        raise FileExistsError(f"hydra.sweep.dir={directory} is not empty and no sweep; name another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    with sweep_lock(directory):
+        _write(directory / FILE, plan.as_data())
+        yield
+
+
+def _refusals(directory: Path, plan: Plan) -> Iterator[str]:
+    differences = list(Plan.read(directory).differences(plan))
+    if differences:
+        yield f"{directory} holds another sweep; give its own command again, or another hydra.sweep.dir. What differs:"
+        yield from (f"  {line}" for line in differences)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class Sweep:
+    """The state of a sweep that is going: what is to be done again, what failed, when it began."""
+
+    def __init__(self, directory: Path, plan: Plan, space: list[Dimension], launcher: Any, settings: dict[str, Any]):
+        self.directory, self.plan, self.launcher, self.settings = directory, plan, launcher, settings
+        self.study = Study(directory, plan, space)
+        self.again = [self._job(number, point) for number, point in self.study.unfinished()]
+        self.began = time.monotonic()
+        self.mistakes: list[str] = []  # messages of jobs that failed before they trained
+        self.ended_here = 0
+
+    def run(self) -> int | None:
+        self._settle()
+        self._introduce()
+        try:
+            self._launch()
+        except (Interrupted, KeyboardInterrupt):
+            done = sum(state not in ("running", "waiting") for state in self.study.states().values())
+            again = f"python scripts/train.py -m sweep.resume={shlex.quote(str(self.directory))}"
+            print(f"\n{done} of {self.plan.n_trials} runs are finished; go on with: {again}", file=sys.stderr)
+            raise
+        self._conclude()
+        return self.study.best()
+
+    def _launch(self) -> None:
+        first = self.next_job()
+        if first is None:  # a sweep that is finished starts no process
+            return
+        self.again.insert(0, first)
+        if hasattr(self.launcher, "stream"):
+            self.launcher.stream(self.next_job, self.ended, total=self.plan.n_trials)
+        else:
+            launch_batches(self.launcher, self.next_job, self.ended, self.settings["n_jobs"])
+
+    # jobs
+    def next_job(self) -> Job | None:
+        """What to run next; None where there is nothing more to begin."""
+        if self._hopeless():
+            return None
+        if self.again:
+            return self.again.pop(0)
+        minutes = self.settings["max_minutes"]
+        if minutes is not None and time.monotonic() - self.began > 60 * minutes:
+            return None
+        if self.study.n_trials >= self.plan.n_trials:
+            return None
+        return self._job(*self.study.ask())
+
+    def _job(self, number: int, point: list[str]) -> Job:
+        return Job(number, (*self.plan.fixed, *point), " ".join(map(_short, point)) or "defaults")
+
+    def ended(self, ending: Ending) -> str:
+        """Tell the study what came of a job; returns what there is to say about it."""
+        run, number = Run(self.directory / str(ending.job.number)), ending.job.number
+        status = run.status
+        if ending.kind == "stopped" and status not in ("completed", "pruned"):
+            return "stopped, to go on from its last checkpoint"
+        self.ended_here += 1
+        if status == "pruned":
+            self.study.tell(number, "pruned")
+            return f"pruned after {run.read('result.json')['steps']:,} steps{self._value_text(run)}"
+        values = self._values(run) if status == "completed" else None
+        if values is not None:
+            self.study.tell(number, "completed", values)
+            return f"completed{self._value_text(run)}{' (best so far)' if self.study.best() == number else ''}"
+        self.study.tell(number, "failed")
+        return self._failed(run, ending, status)
+
+    def _values(self, run: Run) -> list[float] | None:
+        metrics = run.read("result.json")["metrics"]
+        values = [metrics.get(name) for name in self.plan.objectives]
+        return None if any(value is None or value != value for value in values) else values
+
+    def _value_text(self, run: Run) -> str:
+        metrics = run.read("result.json")["metrics"]
+        known = [f"{name} {metrics[name]:.4f}" for name in self.plan.objectives if metrics.get(name) is not None]
+        return "".join(f"  {text}" for text in known)
+
+    def _failed(self, run: Run, ending: Ending, status: str) -> str:
+        if status == "completed":
+            return f"failed: its {' and '.join(self.plan.objectives)} is missing or no number"
+        if ending.error and "ValueError" in ending.error["types"] and not (run.directory / "config.yaml").exists():
+            self.mistakes.append(ending.error["message"])
+        if status == "unfinished" and (run.directory / "config.yaml").exists():
+            run.ended_badly(revive(ending.error) if ending.error else ChildProcessError(ending.message))
+        return f"failed: {described(revive(ending.error)) if ending.error else ending.message}"
+
+    def _hopeless(self) -> bool:
+        """Whether every job so far fails with the same mistake, before anything is trained."""
+        enough = len(self.mistakes) >= min(SAME_MISTAKE, self.plan.n_trials)
+        return enough and len(self.mistakes) == self.ended_here and len(set(self.mistakes)) == 1
+
+    # beginning and end
+    def _settle(self) -> None:
+        """Trials whose run came to its end while nobody could note it."""
+        left = []
+        for job in self.again:
+            run = Run(self.directory / str(job.number))
+            if run.status in ("completed", "pruned", "failed"):
+                self.ended(Ending(job, "returned", "ended before"))
+            else:
+                left.append(job)
+        self.again, self.ended_here = left, 0
+
+    def _introduce(self) -> None:
+        n, total = self.study.n_trials, self.plan.n_trials
+        begun = f", {n - len(self.again)} of them finished before, {len(self.again)} to go on with" if n else ""
+        what = f"{self.plan.sampler}{f' with {self.plan.pruner}' if self.plan.pruner else ''}"
+        say(f"sweep of {total} runs ({what}){begun}: {self.directory}")
+
+    def _conclude(self) -> None:
+        if self._hopeless():
+            if not any(self.directory.glob("*/config.yaml")):
+                shutil.rmtree(self.directory)
+            raise ValueError(f"{self.mistakes[0]}\nevery run of the sweep fails with this; it has stopped")
+        states = list(self.study.states().values())
+        if self.settings["report"]:
+            from quartet.report import report_sweep
+
+            print(f"\n{report_sweep(self.directory).summary}", flush=True)
+        failed, rate = states.count("fail"), self.settings["max_failure_rate"]
+        if failed > rate * len(states):
+            print(f"error: {failed} of {len(states)} runs failed, above sweep.max_failure_rate={rate}", file=sys.stderr)
+            sys.exit(1)
+
+
+def _short(word: str) -> str:
+    """Four digits of a number are enough to read."""
+    key, _, value = word.partition("=")
+    return f"{key}={float(value):.4g}" if re.fullmatch(r"[\d.]{7,}(e-?\d+)?", value) else word
+
+
+def launch_batches(
+    launcher: Any, next_job: Callable[[], Job | None], ended: Callable[[Ending], str], n_jobs: int
+) -> None:
+    """For launchers that take several jobs and return when all of them have ended: Hydra's own, SLURM, Ray, joblib."""
+    waiting: list[Job] = []
+    while True:
+        while len(waiting) < n_jobs and (job := next_job()) is not None:
+            waiting.append(job)
+        if not waiting:
+            return
+        batch = [waiting.pop(0)]
+        while waiting and waiting[0].number == batch[-1].number + 1:  # launchers count on from the first number
+            batch.append(waiting.pop(0))
+        for job in batch:
+            say(f"\njob {job.number}: {job.label}")
+        begun = time.monotonic()
+        returns = launcher.launch([list(job.overrides) for job in batch], initial_job_idx=batch[0].number)
+        for job, result in zip(batch, returns, strict=True):
+            text = ended(_ending(job, result, time.monotonic() - begun))
+            failed = text.startswith("failed")
+            print(f"{'error: ' if failed else ''}job {job.number} {text}", file=sys.stderr if failed else sys.stdout)
+            sys.stdout.flush()
+
+
+def _ending(job: Job, result: Any, seconds: float) -> Ending:
+    value = result._return_value  # the property prints what we say better
+    if isinstance(value, Exception):
+        return Ending(job, "error", str(value), error=describe(value), seconds=seconds)
+    return Ending(job, "returned", "returned", value=value, seconds=seconds)
