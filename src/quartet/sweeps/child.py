@@ -44,7 +44,7 @@ class Order(NamedTuple):
     job: Job
     environment: dict[str, str]
     log: Path
-    predecessor: int | None  # the group of the attempt before, of which something may be left
+    predecessor: int | None  # process of the attempt before, where it may still work: only its server was killed
     grace: float  # seconds between SIGTERM and SIGKILL
 
 
@@ -55,11 +55,11 @@ class Child:
         self.order, self.job, self.slot = order, order.job, slot
         self.attempt = before.attempt + 1 if before else 1
         self.record: dict[str, Any] | None = None  # {"value": …} or {"error": …}
-        self.ready = self.overdue = False
+        self.ready = self.overdue = self.lost = False
         self.kill_at: float | None = None
         self.pipe, report = context.Pipe(duplex=False)
         self.process = context.Process(target=_main, args=(order, report), name=f"job {order.job.number}")
-        self.process.start()
+        _start(self.process)
         report.close()
         self.begun = time.monotonic()  # the server has imported everything by now
         self.first_begun: float = before.first_begun if before else self.begun
@@ -86,9 +86,7 @@ class Child:
 
     def kill(self) -> None:
         self.kill_at = None
-        for pid in marked(self.order.log):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(marked(self.order.log))
         self.signal(signal.SIGKILL)
 
     def signal(self, signum: int) -> None:
@@ -102,11 +100,23 @@ class Child:
         """The exit code of an ended process; helpers that it left in its group end too."""
         self.process.join()
         code = self.process.exitcode
-        if code != SERVER_LOST:
-            self.signal(signal.SIGKILL)
+        self.lost = code == SERVER_LOST
+        self.signal(signal.SIGTERM if self.lost else signal.SIGKILL)
         self.read()
         self.pipe.close()
         return code
+
+
+def _start(process: Any) -> None:
+    """By the server, or by a new one where that has just been killed and its end is not known yet."""
+    for _ in range(20):
+        try:
+            return process.start()
+        except ConnectionError:
+            time.sleep(0.1)
+        except EOFError:
+            break
+    raise ChildProcessError("the process that starts the jobs has ended; what it printed says why")
 
 
 def marked(log: Path) -> list[int]:
@@ -182,20 +192,22 @@ def _prefer_for_the_killer() -> None:
 
 def _clear(order: Order) -> None:
     """Wait for what is left of attempts before this one (they save), and kill what has not ended after the grace."""
-    own, until = {os.getpid()}, time.monotonic() + order.grace
-    while pids := {*marked(order.log), *_leader(order.predecessor)} - own:
+    until = time.monotonic() + order.grace
+    while pids := [*marked(order.log), *_alive(order.predecessor)]:
         if time.monotonic() > until:
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            return
+            return _kill(pids)
         time.sleep(0.1)
 
 
-def _leader(pid: int | None) -> set[int]:
-    """The process of the attempt before, which lives on for a moment where only the server was killed."""
+def _alive(pid: int | None) -> list[int]:
     try:
-        os.kill(pid or 0, 0) if pid else None
-    except ProcessLookupError:
-        return set()
-    return {pid} if pid else set()
+        os.kill(pid or 0, 0)
+    except OSError:
+        return []
+    return [pid] if pid else []
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from quartet.sweeps.child import Job
 from quartet.sweeps.pool import Ending, Observer, in_words, log_tail
@@ -49,14 +49,15 @@ class Display(Observer):
         again = job.number in self._rows
         self._rows[job.number] = Row(job, log)
         if self._live is None and not again:
-            self.line(f"job {job.number} started: {job.label or 'defaults'}")
+            self.say(f"job {job.number} started: {job.label or 'defaults'}")
         self.tick(now=True)
 
     def overdue(self, job: Job, seconds: float) -> None:
-        self.line(f"job {job.number} is past its time limit of {in_words(seconds)}: stopping it")
+        self.say(f"job {job.number} is past its time limit of {in_words(seconds)}: stopping it", sys.stderr)
 
     def retried(self, ending: Ending) -> None:
-        self.line(f"job {ending.job.number} {ending.message}; starting it again, it goes on from its last checkpoint")
+        again = "starting it again, from its last checkpoint if it has one"
+        self.say(f"job {ending.job.number} {ending.message}; {again}", sys.stderr)
 
     def tick(self, now: bool = False) -> None:
         if self._live is not None and (now or time.monotonic() - self._refreshed > REFRESH):
@@ -74,16 +75,16 @@ class Display(Observer):
         facts = [_duration(ending.seconds)]
         facts += [f"{ending.attempts} attempts"] if ending.attempts > 1 else []
         facts += [short(ending.job.label)] if self._live is not None and ending.job.label else []
-        self.line(f"job {ending.job.number} {text} ({', '.join(facts)})")
+        lines = [f"job {ending.job.number} {text} ({', '.join(facts)})"]
         if outcome == "failed":
-            for line in ending.log_tail(TAIL):
-                self.line(f"  | {line}")
-            self.line(f"  all of it: {_short(ending.log)}")
+            lines += [f"  | {line}" for line in ending.log_tail(TAIL)] + [f"  all of it: {_short(ending.log)}"]
+        self.say("\n".join(lines), sys.stderr if outcome == "failed" else None)
         self.tick(now=True)
 
-    def line(self, text: str) -> None:
+    def say(self, text: str, stream: TextIO | None = None) -> None:
+        """Above the table, or a plain line to `stream`, else to standard output."""
         if self._live is None:
-            print(text, flush=True)
+            print(text, file=stream, flush=True)
         else:
             from rich.text import Text
 
@@ -105,10 +106,11 @@ class Display(Observer):
     def _table(self) -> Any:
         from rich.text import Text
 
-        for row in self._rows.values():
+        width, height = self._live.console.size
+        shown = list(self._rows.values())[: max(1, height - 2)]
+        for row in shown:
             row.note = _last_progress(row.log) or row.note
-        rows = [(f"job {r.job.number}", short(r.job.label), r.note, _elapsed(r)) for r in self._rows.values()]
-        width = self._live.console.width
+        rows = [(f"job {r.job.number}", short(r.job.label), r.note, _elapsed(r)) for r in shown]
         return Text("\n".join([*table(rows, width), clip(self._summary(), width)]), no_wrap=True, overflow="crop")
 
     def _summary(self) -> str:
@@ -120,14 +122,12 @@ class Display(Observer):
 
 def table(rows: list[tuple[str, str, str, str]], width: int) -> list[str]:
     """Lines of at most `width`: what varies gets what it needs up to two fifths, the progress gets what is left."""
-    heads, labels, notes, times = zip(*rows, strict=True) if rows else ((),) * 4
-    head, label, time_ = (max(map(len, column), default=0) for column in (heads, labels, times))
+    job, label, _, elapsed = (max((len(row[i]) for row in rows), default=0) for i in range(4))
     label = min(label, 2 * width // 5)
-    note = max(0, width - head - label - time_ - 6)
-    return [
-        clip(f"{h:<{head}}  {clip(l, label):<{label}}  {whole_parts(n, note):<{note}}  {t:>{time_}}", width)
-        for h, l, n, t in rows  # noqa: E741
-    ]
+    note = max(0, width - job - label - elapsed - 6)
+    cells = [(row[0], clip(row[1], label), whole_parts(row[2], note), row[3]) for row in rows]
+    lines = [f"{a:<{job}}  {b:<{label}}  {c:<{note}}  {d:>{elapsed}}" for a, b, c, d in cells]
+    return [clip(line, width) for line in lines]
 
 
 def clip(text: str, width: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from quartet.sweeps.child import SERVER_LOST, Child, Job, Order
 
 POLL = 0.2  # seconds between looks at the clock; what processes report is read when it comes
 GRACE = 10.0  # seconds for a checkpoint after the time limit
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours and movements of a terminal
 NOTICE = "stopping the jobs after their step, with a checkpoint each; Ctrl-C again kills them"
 
 
@@ -142,7 +144,7 @@ class Pool:
             job=job,
             environment=self.slots[slot],
             log=(self.logs / f"{job.number}.log").absolute(),
-            predecessor=before.process.pid if before else None,
+            predecessor=before.process.pid if before and before.lost else None,
             grace=self.grace,
         )
         self._running[slot] = Child(self._context, order, slot=slot, before=before)
@@ -202,6 +204,7 @@ class Pool:
         for child in children:
             child.process.join(max(0.0, until - time.monotonic()))
             child.kill()
+        for child in children:
             self._finish(child, ended, Observer(), stopping=True)
 
     @property
@@ -217,10 +220,10 @@ class Pool:
         former = {name: os.environ.get(name) for name in own}
         os.environ.update(own)
         try:
-            self._context.set_forkserver_preload(["quartet.sweeps.server", *self.preload])
             if self._context.get_start_method() == "forkserver":
                 from multiprocessing import forkserver
 
+                forkserver.set_forkserver_preload(["quartet.sweeps.server", *self.preload])
                 forkserver.ensure_running()
             yield
         finally:
@@ -249,9 +252,11 @@ def _verdict(record: dict[str, Any], code: int, stopping: bool, limit: float | N
 
 
 def described(error: dict[str, Any]) -> str:
-    """Its message, with its type where that is not one that speaks for itself."""
-    clear = {"ValueError", "OSError"} & set(error["types"])
-    return error["message"] if clear and error["message"] else f"{error['types'][0]}: {error['message']}"
+    """Its message, with its type where the message alone is not meant for a person."""
+    message = error["message"]
+    if message and {"ValueError", "OSError"} & set(error["types"]):
+        return message
+    return f"{error['types'][0]}: {message}" if message else error["types"][0]
 
 
 def in_words(seconds: float) -> str:
@@ -266,4 +271,5 @@ def log_tail(log: Path, n: int) -> list[str]:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    return [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").splitlines()[-n:] if line.strip()]
+    lines = CONTROL.sub("", text).rstrip().replace("\r\n", "\n").split("\n")
+    return [line.rpartition("\r")[2] for line in lines[-n:] if line]

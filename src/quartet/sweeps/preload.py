@@ -4,16 +4,12 @@ Nothing here may touch a GPU or leave a thread that a fork does not know of (Ope
 """
 
 import importlib
-import pkgutil
 from contextlib import suppress
+from pathlib import Path
 
-import quartet.callbacks
-import quartet.data
-import quartet.models
-import quartet.tasks
 from quartet.cli import quiet_libraries
 
-FOLDERS = (quartet.callbacks, quartet.data, quartet.models, quartet.tasks)  # a config names what it takes of them
+FOLDERS = ("callbacks", "data", "models", "tasks")  # a config names what it takes of them
 LATE = (  # what is imported within functions, because many runs do without
     "quartet.sampling",
     "quartet.sweeps.job",
@@ -36,7 +32,8 @@ LATE = (  # what is imported within functions, because many runs do without
 )
 
 quiet_libraries()
-ours = (found.name for package in FOLDERS for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."))
+package = Path(__file__).parents[1]
+ours = [f"quartet.{folder}.{path.stem}" for folder in FOLDERS for path in (package / folder).glob("[!_]*.py")]
 for name in (*ours, *LATE):
     with suppress(Exception):  # a job that needs it will say what is wrong
         importlib.import_module(name)
