@@ -21,13 +21,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from quartet.check import check_pairing
-from quartet.cli import described
 from quartet.interruption import Interrupted
 from quartet.run import Run
 from quartet.say import say
+from quartet.sweeps.child import Job
 from quartet.sweeps.locks import sweep_lock
 from quartet.sweeps.plan import FILE, Plan
-from quartet.sweeps.pool import Ending, Job
+from quartet.sweeps.pool import Ending, described
 from quartet.sweeps.space import Dimension, parse
 from quartet.sweeps.study import Study
 from quartet.workers import describe, revive
@@ -178,7 +178,7 @@ class Sweep:
             self.mistakes.append(ending.error["message"])
         if status == "unfinished" and (run.directory / "config.yaml").exists():
             run.ended_badly(revive(ending.error) if ending.error else ChildProcessError(ending.message))
-        return f"failed: {described(revive(ending.error)) if ending.error else ending.message}"
+        return f"failed: {ending.message}"
 
     def _hopeless(self) -> bool:
         """Whether every job so far fails with the same mistake, before anything is trained."""
@@ -252,5 +252,6 @@ def launch_batches(
 def _ending(job: Job, result: Any, seconds: float) -> Ending:
     value = result._return_value  # the property prints what we say better
     if isinstance(value, Exception):
-        return Ending(job, "error", str(value), error=describe(value), seconds=seconds)
+        record = describe(value)
+        return Ending(job, "error", described(record), error=record, seconds=seconds)
     return Ending(job, "returned", "returned", value=value, seconds=seconds)

@@ -1,0 +1,302 @@
+"""The loop of a sweep: with a launcher that only writes results, and a few times as a user would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from quartet.cli import CONF, resumed_arguments
+from quartet.interruption import Interrupted
+from quartet.sweeps import sweep as sweeps
+from quartet.sweeps.plan import Plan
+from quartet.sweeps.pool import Ending, Job, described
+from quartet.sweeps.study import open_study
+from quartet.workers import describe
+
+PROJECT = Path(__file__).parents[2]
+
+
+class Launcher:
+    """`work(directory, settings)` stands for a job: it writes a result, returns an Ending's kind, or raises."""
+
+    def __init__(self, directory: Path, work: Callable):
+        self.directory, self.work, self.launched = directory, work, []
+
+    def stream(self, next_job, ended, total):
+        self.said = []
+        while (job := next_job()) is not None:
+            self.launched.append(job.number)
+            self.said.append(ended(self._run(job)))
+
+    def _run(self, job: Job) -> Ending:
+        settings = dict(word.lstrip("+").split("=", 1) for word in job.overrides)
+        try:
+            kind = self.work(self.directory / str(job.number), settings)
+        except Exception as error:
+            record = describe(error)
+            return Ending(job, "error", described(record), error=record)
+        return Ending(job, kind or "returned", "killed by SIGKILL" if kind == "killed" else "past its limit")
+
+
+def write_result(run: Path, value: float | None = 1.0, status: str = "completed", **more) -> None:
+    run.mkdir(exist_ok=True)
+    (run / "config.yaml").write_text("run: {}\n")
+    result = {"status": status, "metrics": {"val/loss": value, **more}, "steps": 5}
+    (run / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def sweep(tmp_path, capsys):
+    """sweep(work, "lr=1,2", …) -> (exit code, launcher, what was printed); again with the same words: it goes on."""
+    import hydra
+
+    def run(work, *words: str):
+        GlobalHydra.instance().clear()
+        launcher = Launcher(tmp_path / "sweep", work)
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+            loader = GlobalHydra.instance().config_loader()
+            overrides = [*words, "sweep.report=false", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+            from hydra.types import RunMode
+
+            config = loader.load_configuration("train", overrides, run_mode=RunMode.MULTIRUN)
+            HydraConfig.instance().set_config(config)
+            code = 0
+            try:
+                sweeps.sweep(loader, launcher, config, OmegaConf.to_container(config.hydra.overrides.task))
+            except SystemExit as stop:
+                code = stop.code
+            finally:
+                HydraConfig.instance().cfg = None
+        output = capsys.readouterr()
+        return code, launcher, output.out + output.err
+
+    return run
+
+
+def states(directory: Path) -> list[str]:
+    trials = open_study(directory, Plan.read(directory), create=False).get_trials()
+    return [trial.state.name.lower() for trial in trials]
+
+
+GRID = ["model=mlp", "optimizer.lr=1e-3,3e-3", "model.dropout=0,0.1"]
+TPE = ["sweep=optuna", "model=mlp", "optimizer.lr=interval(0,1)", "sweep.n_trials=6"]
+
+
+def good(run: Path, settings: dict[str, str]) -> None:
+    write_result(run, float(settings["optimizer.lr"]))
+
+
+@pytest.mark.parametrize("words", [GRID, TPE])
+def test_each_trial_is_launched_once_and_told(sweep, tmp_path, words):
+    code, launcher, _ = sweep(good, *words)
+    n = len(launcher.launched)
+    assert code == 0 and launcher.launched == list(range(4 if words is GRID else 6))
+    assert states(tmp_path / "sweep") == ["complete"] * n
+    assert launcher.said[0].startswith("completed  val/loss ") and "(best so far)" in launcher.said[0]
+    assert sweep(good, *words)[1].launched == [], "it is finished"
+    assert len(sweep(good, *words, "sweep.n_trials=9")[1].launched) == (0 if words is GRID else 3), "more of them"
+
+
+def test_jobs_are_told_what_varies_and_nothing_about_the_sweep(sweep, tmp_path):
+    seen = []
+    sweep(lambda run, settings: (seen.append(settings), good(run, settings))[1], *GRID, "sweep.seed=3")
+    assert seen[1] == {"model": "mlp", "optimizer.lr": "0.001", "model.dropout": "0.1"}
+    plan = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert plan["command"] == [*GRID, "sweep.seed=3", "sweep.report=false"], "what sweep.resume repeats"
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.0, 1), (0.7, 1), (0.75, 0)])
+def test_each_kind_of_failure_is_told_and_the_others_go_on(sweep, tmp_path, rate, expected):
+    def work(run, settings):
+        if run.name == "0":
+            write_result(run, status="failed")
+            raise RuntimeError("a bug")
+        if run.name == "1":
+            (run / "checkpoints").mkdir(parents=True)
+            (run / "config.yaml").write_text("run: {}\n")
+            return "killed"
+        write_result(run, float("nan") if run.name == "2" else 1.0)
+
+    code, launcher, output = sweep(work, *GRID, f"sweep.max_failure_rate={rate}")
+    assert code == expected and launcher.launched == [0, 1, 2, 3]
+    assert states(tmp_path / "sweep") == ["fail", "fail", "fail", "complete"]
+    assert launcher.said[:3] == [
+        "failed: RuntimeError: a bug",
+        "failed: killed by SIGKILL",
+        "failed: its val/loss is missing or no number",
+    ]
+    assert json.loads((tmp_path / "sweep" / "1" / "result.json").read_text())["status"] == "failed", "not unfinished"
+    assert ("3 of 4 runs failed, above sweep.max_failure_rate" in output) == bool(expected)
+
+
+def test_a_pruned_run_is_no_failure(sweep, tmp_path):
+    code, launcher, _ = sweep(lambda run, settings: write_result(run, 2.0, status="pruned"), *TPE, "sweep.pruner=asha")
+    assert code == 0 and states(tmp_path / "sweep") == ["pruned"] * 6
+    assert launcher.said[0] == "pruned after 5 steps  val/loss 2.0000"
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, capsys):
+    def interrupted(run, settings):
+        if run.name == "2":
+            raise Interrupted(signal.SIGTERM)
+        good(run, settings)
+
+    with pytest.raises(Interrupted):
+        sweep(interrupted, *TPE)
+    assert f"2 of 6 runs are finished; go on with: python scripts/train.py -m sweep.resume={tmp_path}" in (
+        capsys.readouterr().err
+    )
+    assert states(tmp_path / "sweep") == ["complete", "complete", "running"]
+    code, launcher, output = sweep(good, *TPE)
+    assert code == 0 and launcher.launched == [2, 3, 4, 5] and "2 of them finished before, 1 to go on with" in output
+
+
+def test_runs_that_ended_while_nobody_could_note_it_are_not_run_again(sweep, tmp_path):
+    with pytest.raises(Interrupted):
+        sweep(lambda run, settings: (_ for _ in ()).throw(Interrupted(15)), *TPE)
+    write_result(tmp_path / "sweep" / "0", 0.25)
+    _, launcher, _ = sweep(good, *TPE)
+    assert launcher.launched == [1, 2, 3, 4, 5]
+    assert open_study(tmp_path / "sweep", Plan.read(tmp_path / "sweep"), create=False).trials[0].value == 0.25
+
+
+def test_a_time_budget_begins_no_more_runs(sweep, tmp_path):
+    def slow(run, settings):
+        time.sleep(0.1)
+        good(run, settings)
+
+    code, launcher, _ = sweep(slow, *TPE, f"sweep.max_minutes={0.15 / 60}")
+    assert code == 0 and launcher.launched == [0, 1]
+
+
+def test_known_points_come_first(sweep, tmp_path):
+    seen = []
+    words = [*TPE, "sweep.start=[{optimizer.lr:0.125}]"]
+    sweep(lambda run, settings: (seen.append(settings["optimizer.lr"]), good(run, settings))[1], *words)
+    assert seen[0] == "0.125" and len(seen) == 6
+
+
+def test_several_objectives(sweep, tmp_path):
+    def work(run, settings):
+        write_result(run, float(settings["optimizer.lr"]), **{"val/f1": 1 - float(settings["optimizer.lr"])})
+
+    _, launcher, _ = sweep(work, *TPE, "sweep.objectives={val/loss:min,val/f1:max}")
+    study = open_study(tmp_path / "sweep", Plan.read(tmp_path / "sweep"), create=False)
+    assert len(study.best_trials) == 1 and "val/f1 " in launcher.said[0] and "best so far" not in launcher.said[0]
+
+
+def test_a_mistake_that_every_run_makes_is_told_and_ends_the_sweep(sweep, tmp_path):
+    def mistaken(run, settings):
+        raise ValueError("monitor.metric must be one of val/loss")
+
+    with pytest.raises(ValueError, match="must be one of val/loss\nevery run of the sweep fails with this") as error:
+        sweep(mistaken, *TPE)
+    assert not (tmp_path / "sweep").exists() and len(str(error.value).splitlines()) == 2
+
+
+def test_another_sweep_in_the_directory_is_refused_with_the_difference(sweep, tmp_path):
+    sweep(good, *GRID)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError) as error:
+        sweep(good, *GRID[:2], "model.dropout=0,0.2", "trainer.max_epochs=3")
+    assert "holds another sweep; give its own command again, or another hydra.sweep.dir" in str(error.value)
+    assert "  model.dropout was 0,0.1, is 0,0.2" in str(error.value)
+    assert "  trainer.max_epochs=3 is given, was not" in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_directory_of_something_else_is_refused(sweep, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "letter.txt").write_text("dear")
+    with pytest.raises(FileExistsError, match="is not empty and no sweep; name another directory"):
+        sweep(good, *GRID)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=mlp", "data=shakespeare", "optimizer.lr=1,2"], "this model takes table, these data are tokens"),
+        (["model=mlp", "optimizer.lr=interval(2,1)", "sweep=optuna"], "begins above its end"),
+        (["model=mlp", "sweep=optuna"], "has nothing to vary"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_launched(sweep, tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(good, *words)
+    assert not (tmp_path / "sweep").exists()
+
+
+# as a user starts it
+
+
+def test_the_command_of_a_sweep_is_repeated(outputs):
+    with pytest.raises(FileNotFoundError, match="no sweep below"):
+        resumed_arguments(["-m", "sweep.resume=latest"])
+    directory = outputs / "sweeps" / "a"
+    directory.mkdir(parents=True)
+    (directory / "sweep.json").write_text(json.dumps({"command": ["model=mlp", "seed=1,2"]}))
+    place = f"hydra.sweep.dir='{directory}'"
+    assert resumed_arguments(["-m", "sweep.resume=latest"]) == ["-m", "model=mlp", "seed=1,2", place]
+    assert resumed_arguments(["sweep.resume=latest", "-m", "sweep.n_trials=9"])[-2:] == ["sweep.n_trials=9", place]
+    assert resumed_arguments(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]
+    with pytest.raises(ValueError, match="goes on with a sweep; say -m too"):
+        resumed_arguments(["sweep.resume=latest"])
+    with pytest.raises(FileNotFoundError, match="is no sweep"):
+        resumed_arguments(["-m", f"sweep.resume={outputs}"])
+
+
+SMALL = "model=mlp model.hidden=[16] trainer.max_epochs=6 callbacks.figures=null callbacks.data_report=null"
+SPACE = ["optimizer.lr=tag(log,interval(1e-4,1))", "model.dropout=choice(0,0.1)"]
+
+
+def start(*words: str) -> subprocess.Popen:
+    command = [sys.executable, str(PROJECT / "scripts" / "train.py"), "-m", *SMALL.split(), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_killed_sweep_of_real_runs_goes_on_and_touches_nothing_that_was_finished(outputs):
+    """The long version is benchmarks/sweep_resume.py."""
+    words = [*SPACE, "sweep=successive_halving", "sweep.n_trials=8", "sweep.report=false"]
+    process = start(*words, f"hydra.sweep.dir={outputs / 'sweeps' / 'a'}")
+    deadline = time.monotonic() + 60
+    while len(list(outputs.glob("sweeps/a/*/result.json"))) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    finished = {path: path.stat().st_mtime_ns for path in outputs.glob("sweeps/a/*/result.json")}
+    again = start("sweep.resume=latest")
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    directory = outputs / "sweeps" / "a"
+    assert sorted(int(path.name) for path in directory.glob("[0-9]*")) == list(range(8))
+    results = [json.loads((directory / str(n) / "result.json").read_text()) for n in range(8)]
+    assert [{"completed": "complete"}.get(r["status"], r["status"]) for r in results] == states(directory)
+    assert "pruned" in states(directory) and "complete" in states(directory)
+    assert not any(name.startswith("test/") for result in results for name in result["metrics"])
+    trial = json.loads((directory / "3" / "trial.json").read_text())
+    assert trial["number"] == 3 and "sweep=successive_halving" not in trial["overrides"]
+    assert "model=mlp" in trial["overrides"] and any(w.startswith("optimizer.lr=") for w in trial["overrides"])
+
+
+def test_runs_of_several_workers_are_pruned_together(outputs):
+    """All workers of a trial have the same settings, the first one asks, all stop."""
+    words = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "optimizer.lr=1e-2,1e-6"]
+    process = start(*words, "sweep.pruner=asha", "sweep.report=false", "hydra.launcher.workers=1")
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    results = [json.loads(path.read_text()) for path in outputs.glob("sweeps/*/*/result.json")]
+    assert sorted(r["status"] for r in results) == ["completed", "pruned"]
+    assert min(result["steps"] for result in results) < max(result["steps"] for result in results)
