@@ -1,0 +1,44 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from quartet.report.runs import STATUSES, Record
+from quartet.report.statistics import Estimate
+
+
+def digits(value: float | None, places: int = 4) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{places}g}"
+
+
+def uncertain(e: Estimate) -> str:
+    """Mean ± std, both to the second digit of the std."""
+    if e.std is None:
+        return digits(e.mean)
+    if not e.std or not math.isfinite(e.std) or not 1e-4 <= max(abs(e.mean), e.std) < 1e5:
+        return f"{digits(e.mean)} ± {digits(e.std, 2)}"
+    decimals = max(0, 1 - math.floor(math.log10(e.std)))
+    return f"{e.mean:.{decimals}f} ± {e.std:.{decimals}f}"
+
+
+def interval(e: Estimate) -> str:
+    return "–" if e.low is None else f"{digits(e.low)} to {digits(e.high)}"
+
+
+def probability(p: float | None) -> str:
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def counted(records: Sequence[Record]) -> str:
+    counts = Counter(record.status for record in records)
+    known = [*STATUSES, *sorted(counts.keys() - set(STATUSES))]
+    return ", ".join(f"{counts[status]} {status}" for status in known if counts[status]) or "no runs"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
