@@ -185,5 +185,25 @@ def test_past_its_limit_a_job_goes_on_from_its_checkpoint_once(tmp_path):
     assert log.count("going on from its last checkpoint") == 1 and log.count("interrupted by SIGTERM") == 2
 
 
+# the server's imports, in a process of its own
+IMPORTS = """
+import sys, threading
+import torch
+asked = []
+for name in ("_cuda_getDeviceCount", "_cuda_init"):
+    setattr(torch._C, name, lambda name=name: asked.append(name) or 0)
+from quartet.sweeps import preload
+missing = {*preload.ours, *preload.LATE} - {*sys.modules}
+assert not missing, missing
+assert not asked and len(threading.enumerate()) == 1
+"""
+
+
+def test_what_is_imported_before_the_fork():
+    """All of it exists; no GPU is asked for, which would be of no use to the forks, and no thread is started."""
+    ended = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_cores_are_those_of_this_process():
     assert 1 <= cores() <= (os.cpu_count() or 1)

@@ -135,8 +135,12 @@ def marked(log: Path) -> list[int]:
 def _main(order: Order, report: Connection) -> None:
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the server ignores
-    report.send_bytes(b"null")  # from here on signals are understood
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the server ignores both
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        report.send_bytes(b"null")  # from here on signals are understood
+    except BrokenPipeError:  # the sweep has ended meanwhile
+        os._exit(128 + signal.SIGTERM)
     _redirect(order.log)
     _prefer_for_the_killer()
     os.environ.update(order.environment, **{MARK: str(order.log)})

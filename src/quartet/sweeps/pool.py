@@ -19,7 +19,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from quartet.interruption import Interrupted, StopRequest, stoppable
+from quartet.interruption import SIGNALS, Interrupted, StopRequest, stoppable
 from quartet.sweeps.child import SERVER_LOST, Child, Job, Order
 
 POLL = 0.2  # seconds between looks at the clock; what processes report is read when it comes
@@ -221,16 +221,23 @@ class Pool:
         os.environ.update(own)
         try:
             if self._context.get_start_method() == "forkserver":
-                from multiprocessing import forkserver
-
-                forkserver.set_forkserver_preload(["quartet.sweeps.server", *self.preload])
-                forkserver.ensure_running()
+                self._start_server()
             yield
         finally:
             for name, value in former.items():
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
+
+    def _start_server(self) -> None:
+        from multiprocessing import forkserver
+
+        forkserver.set_forkserver_preload(["quartet.sweeps.server", *self.preload])
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # for the server, until it can ignore them
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _verdict(record: dict[str, Any], code: int, stopping: bool, limit: float | None) -> tuple[str, str]:
