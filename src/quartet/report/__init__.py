@@ -89,7 +89,7 @@ def _out_of_fold(study: Study) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for setting, by_seed in crossed[:POOLED]:
         try:
-            results[setting.name] = {seed: out_of_fold(records) for seed, records in by_seed.items()}
+            results[setting.name] = {seed: (*out_of_fold(r), r) for seed, r in by_seed.items()}
         except (ValueError, OSError) as error:  # a checkpoint that was deleted, data that have changed
             results[setting.name] = str(error)
     return results
@@ -102,7 +102,7 @@ def _write(study: Study) -> None:
 
     study.output.mkdir(parents=True, exist_ok=True)
     title, page = f"Report: {study.collection.name}", blocks(study)
-    _put(study.output / "report.md", markdown(title, page, study.output))
+    _put(study.output / "report.md", markdown(title, page))
     _put(study.output / "report.html", html(title, page))
     write_table(study, study.output / "runs.csv")
 
@@ -116,20 +116,14 @@ def _put(path: Path, text: str) -> None:
 
 def _summary(study: Study) -> str:
     from quartet.report.study import again, headline
-    from quartet.report.words import counted
+    from quartet.report.words import counted, digits, probability
 
-    lines = [f"best: {headline(study)}" if study.winner else headline(study)]
-    if study.winner and (study.comparison and not study.comparison.why):
-        from quartet.report.words import digits, probability
-
-        found = study.comparison
-        lines.append(
-            f"second: {study.ranked[1].name}, difference {digits(found.difference.mean)} in {found.difference.n} pairs, "
-            f"p = {probability(found.t_test)}"
-        )
+    lines = [f"{'best: ' if study.winner else ''}{headline(study)}"]
+    found = study.comparison
+    if found and found.t_test is not None:
+        pairs = f"{digits(found.difference.mean)} in {found.difference.n} pairs, p {probability(found.t_test)}"
+        lines.append(f"second: {study.ranked[1].name}, difference {pairs}")
     lines.append(f"runs: {counted(study.collection.records)}")
     if study.winner:
-        one, all_runs = again(study.winner)
-        lines += [f"again: {all_runs or one}"] if one else []
-    lines.append(f"report: {Run(study.output / 'report.html')}")
-    return "\n".join(lines)
+        lines += [f"again: {line}" for line in reversed(again(study.winner)) if line][:1]
+    return "\n".join([*lines, f"report: {Run(study.output / 'report.html')}"])

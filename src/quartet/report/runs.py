@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import json
 import math
@@ -53,6 +54,20 @@ class Record:
     @property
     def fold(self) -> Any:
         return self.config.get("data.fold")
+
+    @property
+    def batch(self) -> float:
+        """Samples of an optimizer step."""
+        keys = ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices")
+        return math.prod(value for key in keys if isinstance(value := self.config.get(key), int))
+
+    def curve(self, metric: str, samples: bool = False) -> list[tuple[float, float]]:
+        """Optimizer steps, or samples, and the finite values that were logged there."""
+        with suppress(OSError, ValueError), (self.directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
+            rows = [(row.get("step"), row.get(metric)) for row in csv.DictReader(file)]
+            points = [((float(step) + 1) * (self.batch if samples else 1), float(y)) for step, y in rows if step and y]
+            return [point for point in points if math.isfinite(point[1])]
+        return []
 
     @property
     def command(self) -> str | None:

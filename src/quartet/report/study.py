@@ -11,7 +11,7 @@ from typing import Any
 from quartet.report.runs import Collection, Record, command
 from quartet.report.settings import Setting, group, is_log, parameters, value_of
 from quartet.report.statistics import Comparison, compare, front
-from quartet.report.words import counted, interval, uncertain
+from quartet.report.words import counted, digits, interval, uncertain
 
 REPEATED = re.compile(r"[+]*(seed|data\.fold)=")
 OTHER_DATA = re.compile(r"data\.(_target_|source|path|folds|split|split_seed|target|label|name|group)(\.|$)")
@@ -99,6 +99,19 @@ def again(setting: Setting) -> tuple[str | None, str | None]:
     words += [f"seed={','.join(map(str, seeds))}"] if any(word.startswith("seed=") for word in overrides) else []
     words += [f"data.fold={','.join(map(str, folds))}"] if len(folds) > 1 else []
     return setting.best.command, command(words, sweep=True) if whole else None
+
+
+def overfitted(study: Study) -> str | None:
+    """Where the best validation of the winner's best run was far better than its last: luck, or overfitting."""
+    assert study.winner
+    curve, best = study.winner.best.curve(study.metric), study.winner.best.value(study.metric)
+    last = curve[-1][1] if curve else best
+    if best is None or last is None or abs(last - best) <= 0.25 * abs(best):
+        return None
+    return (
+        f"Run {study.winner.best.name} had {study.metric} {digits(best)} at its best validation and {digits(last)} at its last: "
+        "look at its learning curve before you trust the first of them."
+    )
 
 
 def headline(study: Study) -> str:

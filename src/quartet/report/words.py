@@ -16,16 +16,17 @@ def digits(value: float | None, places: int = 4) -> str:
 
 def uncertain(e: Estimate) -> str:
     """Mean ± std, both to the second digit of the std."""
-    if e.std is None:
-        return digits(e.mean)
-    if not e.std or not math.isfinite(e.std) or not 1e-4 <= max(abs(e.mean), e.std) < 1e5:
-        return f"{digits(e.mean)} ± {digits(e.std, 2)}"
-    decimals = max(0, 1 - math.floor(math.log10(e.std)))
-    return f"{e.mean:.{decimals}f} ± {e.std:.{decimals}f}"
+    return _same_digits(e, e.mean) if e.std is None else f"{_same_digits(e, e.mean)} ± {_same_digits(e, e.std, 2)}"
 
 
 def interval(e: Estimate) -> str:
-    return "–" if e.low is None else f"{digits(e.low)} to {digits(e.high)}"
+    return "–" if e.low is None or e.high is None else f"{_same_digits(e, e.low)} to {_same_digits(e, e.high)}"
+
+
+def _same_digits(e: Estimate, value: float, places: int = 4) -> str:
+    if not e.std or not math.isfinite(e.std) or not 1e-4 <= max(abs(e.mean), e.std) < 1e5:
+        return digits(value, places)
+    return f"{value:.{max(0, 1 - math.floor(math.log10(e.std)))}f}"
 
 
 def probability(p: float | None) -> str:
