@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -80,6 +81,7 @@ class Child:
 
     def stop(self, kill_after: float | None) -> None:
         """SIGTERM to the group, and SIGKILL when `kill_after` seconds have passed; nothing to save before it is ready."""
+        self.read()
         self.signal(signal.SIGTERM if self.ready else signal.SIGKILL)
         if kill_after is not None:
             self.kill_at = time.monotonic() + kill_after
@@ -141,21 +143,16 @@ def _main(order: Order, report: Connection) -> None:
         report.send_bytes(b"null")  # from here on signals are understood
     except BrokenPipeError:  # the sweep has ended meanwhile
         os._exit(128 + signal.SIGTERM)
-    _redirect(order.log)
-    _prefer_for_the_killer()
-    os.environ.update(order.environment, **{MARK: str(order.log)})
-    threading.Thread(target=_follow, daemon=True).start()
-    _clear(order)
     code = _attempt(order, report)
     atexit._run_exitfuncs()  # multiprocessing leaves them out; loggers finish in them
     sys.exit(code)
 
 
 def _attempt(order: Order, report: Connection) -> int:
-    import cloudpickle
-
     try:
-        value = cloudpickle.loads(order.work)(order.job)
+        _redirect(order.log)
+        _settle_in(order)
+        value = pickle.loads(order.work)(order.job)
         report.send_bytes(json.dumps({"value": value}).encode())
         return 0
     except Interrupted as stop:
@@ -166,6 +163,14 @@ def _attempt(order: Order, report: Connection) -> int:
         print(f"error: {error}", file=sys.stderr) if isinstance(error, CLEAR) else traceback.print_exc()
         report.send_bytes(json.dumps({"error": describe(error)}).encode())
         return 1
+
+
+def _settle_in(order: Order) -> None:
+    with suppress(OSError):  # where memory runs out, Linux shall kill a job and not the sweep
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+    os.environ.update(order.environment, **{MARK: str(order.log)})
+    threading.Thread(target=_follow, daemon=True).start()
+    _clear(order)
 
 
 def _follow() -> None:
@@ -188,12 +193,6 @@ def _redirect(log: Path) -> None:
             stream.reconfigure(line_buffering=True, encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
 
 
-def _prefer_for_the_killer() -> None:
-    """Where memory runs out, Linux shall kill a job and not the sweep."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
-
-
 def _clear(order: Order) -> None:
     """Wait for what is left of attempts before this one (they save), and kill what has not ended after the grace."""
     until = time.monotonic() + order.grace
@@ -204,11 +203,13 @@ def _clear(order: Order) -> None:
 
 
 def _alive(pid: int | None) -> list[int]:
+    if pid is None:
+        return []
     try:
-        os.kill(pid or 0, 0)
+        os.kill(pid, 0)
     except OSError:
         return []
-    return [pid] if pid else []
+    return [pid]
 
 
 def _kill(pids: list[int]) -> None:

@@ -65,6 +65,10 @@ class Observer:
         """Called a few times a second."""
 
 
+NextJob = Callable[[], Job | None]
+Ended = Callable[[Ending], None]
+
+
 class Pool:
     """Runs `work(job)`, which cloudpickle can carry, in one process for each of `slots` at a time.
 
@@ -91,9 +95,7 @@ class Pool:
         self._running: dict[int, Child] = {}  # by slot
         self._exhausted = False
 
-    def run(
-        self, next_job: Callable[[], Job | None], ended: Callable[[Ending], None], tell: Observer | None = None
-    ) -> None:
+    def run(self, next_job: NextJob, ended: Ended, tell: Observer | None = None) -> None:
         """Until `next_job` returns None, which is final, and the last job has ended; it is asked when a slot is free.
 
         `ended` is called here, once for each job. Interrupted: a signal came, and all processes have ended.
@@ -112,7 +114,7 @@ class Pool:
             if request.signum is not None:
                 raise Interrupted(request.signum)
 
-    def _loop(self, request: StopRequest, next_job: Callable[[], Job | None], ended: Any, tell: Observer) -> None:
+    def _loop(self, request: StopRequest, next_job: NextJob, ended: Ended, tell: Observer) -> None:
         stopping = False
         while True:
             if request.signum is not None and not stopping:
@@ -128,7 +130,7 @@ class Pool:
                 self._look_at(child, ended, tell, stopping)
             tell.tick()
 
-    def _fill(self, next_job: Callable[[], Job | None], tell: Observer) -> None:
+    def _fill(self, next_job: NextJob, tell: Observer) -> None:
         for slot in range(len(self.slots)):
             if self._exhausted or slot in self._running:
                 continue
@@ -156,7 +158,7 @@ class Pool:
 
         return cloudpickle.dumps(self.work)
 
-    def _look_at(self, child: Child, ended: Callable[[Ending], None], tell: Observer, stopping: bool) -> None:
+    def _look_at(self, child: Child, ended: Ended, tell: Observer, stopping: bool) -> None:
         now = time.monotonic()
         child.read()
         if child.process.exitcode is not None:
@@ -170,7 +172,7 @@ class Pool:
             tell.overdue(child.job, self.timeout_seconds)
             child.stop(kill_after=self.grace)
 
-    def _finish(self, child: Child, ended: Callable[[Ending], None], tell: Observer, stopping: bool) -> None:
+    def _finish(self, child: Child, ended: Ended, tell: Observer, stopping: bool) -> None:
         code = child.close()
         ending = self._ending(child, code, stopping)
         del self._running[child.slot]
@@ -196,7 +198,7 @@ class Pool:
             log=child.order.log,
         )
 
-    def _end_all(self, ended: Callable[[Ending], None], grace: float) -> None:
+    def _end_all(self, ended: Ended, grace: float) -> None:
         children = list(self._running.values())
         for child in children:
             child.stop(kill_after=None)
