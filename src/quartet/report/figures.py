@@ -131,14 +131,8 @@ def _effect(axes: Axes, xs: Sequence[Any], values: Any, pruned: Any, log: bool) 
     completed = {place: values[(places == place) & ~pruned] for place in np.unique(places)}
     if len(levels) <= FEW and any(len(group) > 1 for group in completed.values()):
         at = {place: np.percentile(group, [25, 50, 75]) for place, group in completed.items() if len(group)}
-        axes.plot(
-            list(at),
-            [middle for _, middle, _ in at.values()],
-            "D--" if numeric else "D",
-            color=COLOURS[1],
-            linewidth=1,
-            markersize=6,
-        )
+        looks: dict[str, Any] = {"color": COLOURS[1], "linewidth": 1, "markersize": 6}
+        axes.plot(list(at), [middle for _, middle, _ in at.values()], "D--" if numeric else "D", **looks)
         axes.vlines(list(at), [a for a, _, _ in at.values()], [b for _, _, b in at.values()], color=COLOURS[1])
     if log:
         axes.set_xscale("log")

@@ -77,8 +77,8 @@ def _caveats(study: Study) -> Iterator[str]:
 def _measured_differently(study: Study) -> Iterator[str]:
     if study.other_data:
         yield (
-            f"Settings differ in {', '.join(study.other_data)}: they were validated on different samples, so their values do "
-            "not compare as they stand, and there is no paired comparison."
+            f"Settings differ in {', '.join(study.other_data)}: they were validated on different samples, so their values "
+            "do not compare as they stand, and there is no paired comparison."
         )
     if "data.tokenizer" in study.keys and {"val/loss", "val/perplexity"} & study.objectives.keys():
         yield "Losses are for each token and tokenizers differ: compare with monitor.metric=val/bits_per_byte instead."
@@ -147,12 +147,8 @@ def comparison(study: Study) -> Iterator[Block]:
         return
     first, second = study.ranked[:2]
     yield Heading("The best two, compared in pairs")
-    numbers = [
-        interval(found.difference),
-        probability(found.t_test),
-        probability(found.wilcoxon),
-        str(found.difference.n),
-    ]
+    e = found.difference
+    numbers = [digits(e.mean), interval(e), probability(found.t_test), probability(found.wilcoxon), str(e.n)]
     header = [f"{study.metric}, mean difference", "95 % interval", "p, paired t-test", "p, Wilcoxon", "pairs"]
     caption = f"{first.name} minus {second.name}, over runs with the same seed and fold"
     yield Table(caption, header, [numbers])

@@ -109,8 +109,8 @@ def overfitted(study: Study) -> str | None:
     if best is None or last is None or abs(last - best) <= 0.25 * abs(best):
         return None
     return (
-        f"Run {study.winner.best.name} had {study.metric} {digits(best)} at its best validation and {digits(last)} at its last: "
-        "look at its learning curve before you trust the first of them."
+        f"Run {study.winner.best.name} had {study.metric} {digits(best)} at its best validation and {digits(last)} at its "
+        "last: look at its learning curve before you trust the first of them."
     )
 
 
