@@ -337,3 +337,10 @@ def test_marks(tmp_path):
     process.stdout.readline()
     assert marked(log) == [process.pid] and marked(tmp_path / "8.log") == []
     process.kill()
+
+
+def test_a_log_that_cannot_be_written(run, tmp_path, capfd):
+    (tmp_path / "logs").touch()
+    (ending,) = run(end_as_told, "value")
+    assert (ending.kind, ending.message) == ("error", f"[Errno 17] File exists: '{tmp_path / 'logs'}'")
+    assert ending.log_tail(3) == []
