@@ -360,7 +360,8 @@ def test_penalties_and_clipping_can_be_swept_and_a_failed_job_does_not_stop_the_
     words = ["model=mlp", "trainer=debug", "callbacks.figures=null", "sweep.report=false"]
     process = script("train", "-m", *words, *grid)
     assert process.returncode == 1 and process.stderr.count("failed: task.label_smoothing must be") == 4
-    assert len(list(outputs.rglob("result.json"))) == 4
+    results = [json.loads(path.read_text()) for path in outputs.rglob("result.json")]
+    assert sorted(result["status"] for result in results) == ["completed"] * 4 + ["failed"] * 4
 
 
 def test_perplexity_is_the_exponential_of_the_loss_and_bits_count_bytes(short_run):

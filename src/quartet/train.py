@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import Logger
 
 from quartet import build, transfer
 from quartet.callbacks.pruning import Pruning
@@ -118,7 +119,7 @@ def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
                 facts = _facts(run, parts, {})
                 run.ended_badly(explained, **facts)
                 if isinstance(error, Exception):
-                    _write_hparams(run, parts.trainer, facts["metrics"])
+                    write_hparams(run, parts.trainer.loggers, facts["metrics"])
             raise explained from explained.__cause__
 
 
@@ -173,7 +174,7 @@ def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
     test_metrics = _tested(run, parts) if run.config.get("test", True) and not pruned else {}
     result = {"status": "pruned" if pruned else "completed", **_facts(run, parts, test_metrics)}
     if trainer.is_global_zero:
-        _write_hparams(run, trainer, result["metrics"])
+        write_hparams(run, trainer.loggers, result["metrics"])
         run.write("result.json", result)
     return result
 
@@ -233,12 +234,13 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _write_hparams(run: Run, trainer: Trainer, metrics: dict[str, float]) -> None:
-    from quartet.callbacks.tensorboard import write_hparams
+def write_hparams(run: Run, loggers: list[Logger], metrics: dict[str, float]) -> None:
+    """The run in TensorBoard's HPARAMS tab, however it ended."""
+    from quartet.callbacks import tensorboard
 
     config = build.plain(run.config)
     groups = ("optimizer", "model", "data", "task", "scheduler", "trainer")  # the tab shows the first columns
     hparams = {group: {k: v for k, v in config[group].items() if k not in build.NOTES} for group in groups}
     hparams["seed"] = config["seed"]
-    for logger in trainer.loggers:
-        write_hparams(logger, hparams, metrics)
+    for logger in loggers:
+        tensorboard.write_hparams(logger, hparams, metrics)

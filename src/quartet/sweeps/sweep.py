@@ -6,6 +6,7 @@ directories say how far they came.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -102,6 +103,7 @@ class Sweep:
         self.again = [self._job(number, point) for number, point in self.study.unfinished()]
         self.began = time.monotonic()
         self.mistakes: list[str] = []  # messages of jobs that failed before they trained
+        self.killed: list[Run] = []  # that could not write their own end
         self.ended_here = 0
 
     def run(self) -> int | None:
@@ -174,11 +176,20 @@ class Sweep:
     def _failed(self, run: Run, ending: Ending, status: str) -> str:
         if status == "completed":
             return f"failed: its {' and '.join(self.plan.objectives)} is missing or no number"
-        if ending.error and "ValueError" in ending.error["types"] and not (run.directory / "config.yaml").exists():
+        begun = (run.directory / "config.yaml").exists()
+        if ending.error and "ValueError" in ending.error["types"] and not begun:
             self.mistakes.append(ending.error["message"])
-        if status == "unfinished" and (run.directory / "config.yaml").exists():
-            run.ended_badly(revive(ending.error) if ending.error else ChildProcessError(ending.message))
+        if status in ("unfinished", "interrupted"):
+            self._note_failure(run, ending)
+            self.killed += [run] if begun else []
         return f"failed: {ending.message}"
+
+    def _note_failure(self, run: Run, ending: Ending) -> None:
+        """The end that a job could not write itself: it was killed, or it failed before it had a run."""
+        run.directory.mkdir(exist_ok=True)
+        known = best_logged(run, *next(iter(self.plan.objectives.items())))
+        run.ended_badly(revive(ending.error) if ending.error else ChildProcessError(ending.message), **known)
+        run.write("trial.json", {"number": ending.job.number, "overrides": list(ending.job.overrides)})
 
     def _hopeless(self) -> bool:
         """Whether every job so far fails with the same mistake, before anything is trained."""
@@ -208,15 +219,49 @@ class Sweep:
             if not any(self.directory.glob("*/config.yaml")):
                 shutil.rmtree(self.directory)
             raise ValueError(f"{self.mistakes[0]}\nevery run of the sweep fails with this; it has stopped")
-        states = list(self.study.states().values())
+        self._list_killed()
         if self.settings["report"]:
-            from quartet.report import report_sweep
-
-            print(f"\n{report_sweep(self.directory).summary}", flush=True)
+            self._report()
+        states = list(self.study.states().values())
         failed, rate = states.count("fail"), self.settings["max_failure_rate"]
         if failed > rate * len(states):
             print(f"error: {failed} of {len(states)} runs failed, above sweep.max_failure_rate={rate}", file=sys.stderr)
             sys.exit(1)
+
+    def _list_killed(self) -> None:
+        """In TensorBoard's HPARAMS, where runs that end by themselves are already."""
+        if not self.killed:
+            return
+        from quartet.build import build_loggers
+        from quartet.train import write_hparams
+
+        for run in self.killed:
+            write_hparams(run, build_loggers(run.config, run.directory), run.read("result.json")["metrics"])
+
+    def _report(self) -> None:
+        """Runs are worth more than what is said about them: a report that fails is told, and the sweep is none the worse."""
+        from quartet.report import report_sweep
+
+        try:
+            print(f"\n{report_sweep(self.directory).summary}", flush=True)
+        except Exception as error:
+            again = f"python scripts/report.py sweep={shlex.quote(str(self.directory))}"
+            print(f"error: no report ({described(describe(error))}); try again with: {again}", file=sys.stderr)
+
+
+def best_logged(run: Run, metric: str, mode: str) -> dict[str, Any]:
+    """What a run that was killed had reached, from its metrics.csv: the parts of a result that are known."""
+    path = run.directory / "metrics.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(metric) not in (None, "", "nan")]
+    if not rows:
+        return {}
+    best = (min if mode == "min" else max)(rows, key=lambda row: float(row[metric]))
+    metrics = {name: float(value) for name, value in best.items() if name and name.startswith("val/") and value}
+    objective = {"name": metric, "value": metrics[metric]}
+    return {"metrics": metrics, "objective": objective, "steps": int(rows[-1]["step"]) + 1}
 
 
 def _short(word: str) -> str:
