@@ -103,7 +103,7 @@ class Sweep:
         self.again = [self._job(number, point) for number, point in self.study.unfinished()]
         self.began = time.monotonic()
         self.mistakes: list[str] = []  # messages of jobs that failed before they trained
-        self.killed: list[Run] = []  # that could not write their own end
+        self.killed: list[Run] = []  # that had come to something and could not write their own end
         self.ended_here = 0
 
     def run(self) -> int | None:
@@ -181,7 +181,6 @@ class Sweep:
             self.mistakes.append(ending.error["message"])
         if status in ("unfinished", "interrupted"):
             self._note_failure(run, ending)
-            self.killed += [run] if begun else []
         return f"failed: {ending.message}"
 
     def _note_failure(self, run: Run, ending: Ending) -> None:
@@ -189,6 +188,7 @@ class Sweep:
         run.directory.mkdir(exist_ok=True)
         known = best_logged(run, *next(iter(self.plan.objectives.items())))
         run.ended_badly(revive(ending.error) if ending.error else ChildProcessError(ending.message), **known)
+        self.killed += [run] if known else []
         run.write("trial.json", {"number": ending.job.number, "overrides": list(ending.job.overrides)})
 
     def _hopeless(self) -> bool:
