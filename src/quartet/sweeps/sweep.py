@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ class Sweep:
         self.again = [self._job(number, point) for number, point in self.study.unfinished()]
         self.began = time.monotonic()
         self.mistakes: list[str] = []  # messages of jobs that failed before they trained
-        self.killed: list[Run] = []  # that had come to something and could not write their own end
+        self.killed: list[Run] = []  # that could not write their own end
         self.ended_here = 0
 
     def run(self) -> int | None:
@@ -188,7 +188,7 @@ class Sweep:
         run.directory.mkdir(exist_ok=True)
         known = best_logged(run, *next(iter(self.plan.objectives.items())))
         run.ended_badly(revive(ending.error) if ending.error else ChildProcessError(ending.message), **known)
-        self.killed += [run] if known else []
+        self.killed += [run] if (run.directory / "config.yaml").exists() else []
         run.write("trial.json", {"number": ending.job.number, "overrides": list(ending.job.overrides)})
 
     def _hopeless(self) -> bool:
@@ -232,11 +232,12 @@ class Sweep:
         """In TensorBoard's HPARAMS, where runs that end by themselves are already."""
         if not self.killed:
             return
-        from quartet.build import build_loggers
+        from quartet.build import build_loggers, opened
         from quartet.train import write_hparams
 
         for run in self.killed:
-            write_hparams(run, build_loggers(run.config, run.directory), run.read("result.json")["metrics"])
+            with suppress(ValueError):  # its config was not yet whole
+                write_hparams(run, build_loggers(opened(run), run.directory), run.read("result.json")["metrics"])
 
     def _report(self) -> None:
         """Runs are worth more than what is said about them: a report that fails is told, and the sweep is none the worse."""
