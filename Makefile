@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
+COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint lock tensorboard clean
+.PHONY: help setup train sweep report test lint lock tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +33,12 @@ $(READY): requirements.lock pyproject.toml
 
 train: $(READY) ## train the default Transformer; ARGS="model=rnn optimizer.lr=1e-3" changes anything
 	$(BIN)/python scripts/train.py $(ARGS)
+
+sweep: $(READY) ## many runs, four combinations for a start; ARGS="sweep=optuna model=rnn …" sweeps anything
+	$(BIN)/python scripts/train.py -m $(or $(ARGS),model=mlp optimizer.lr=1e-3$(COMMA)3e-3 model.dropout=0$(COMMA)0.2)
+
+report: $(READY) ## the newest sweep's report anew; ARGS="runs='outputs/mlp-*/*'" reports any runs
+	$(BIN)/python scripts/report.py $(ARGS)
 
 test: $(READY) ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

@@ -29,8 +29,8 @@ ALLOWED = {
     },
     "sweeps": {
         "hydra", "omegaconf", "cloudpickle", "rich", "optuna",
-        "quartet.check", "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.report", "quartet.run",
-        "quartet.say", "quartet.worker", "quartet.workers",
+        "quartet.build", "quartet.check", "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.report", "quartet.run",
+        "quartet.say", "quartet.train", "quartet.worker", "quartet.workers",
     },
     "say.py": set(),
     "run.py": {"omegaconf", "quartet.interruption"},
@@ -104,13 +104,13 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_training_command_of_the_readme_composes(command, compose):
-    import itertools
+    """With the first, second … value of each parameter that is swept; of an interval its lower end."""
     import shlex
 
     from quartet.build import check
+    from quartet.sweeps.space import parse
 
-    words = [word for word in shlex.split(command)[2:] if word != "-m"]
-    swept = [[f"{key}={v}" for v in ([value] if value[:1] in "[" else value.split(","))] for key, value in
-             (word.split("=", 1) for word in words)]  # fmt: skip
-    for combination in itertools.islice(itertools.product(*swept), 4):
-        check(compose(*combination))
+    space, fixed = parse({}, [word for word in shlex.split(command)[2:] if word != "-m"], None)
+    for turn in range(4):
+        point = [f"{d.key}={d.values[turn % len(d.values)] if d.values else d.low}" for d in space]
+        check(compose(*fixed, *point))
