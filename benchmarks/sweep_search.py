@@ -51,13 +51,13 @@ def main() -> None:
         for name, way in WAYS.items():
             found[name].append(search(way, seed, arguments.trials, arguments.more))
             loss, steps = found[name][-1]
-            print(f"seed {seed}  {name:14s} best val/loss {loss:.5f}  {steps:,} steps", flush=True)
+            print(f"seed {seed}  {name:14s} best val/loss {loss:.2e}  {steps:,} steps", flush=True)
     reference = statistics.mean(steps for _, steps in found["tpe"])
     for name, rows in found.items():
         losses, steps = [loss for loss, _ in rows], statistics.mean(steps for _, steps in rows)
         spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
         print(
-            f"{name:14s} {statistics.mean(losses):.5f} ± {spread:.5f} (n = {len(losses)}), "
+            f"{name:14s} {statistics.mean(losses):.2e} ± {spread:.1e} (n = {len(losses)}), "
             f"{steps / reference:.2f} of the steps of tpe"
         )
 

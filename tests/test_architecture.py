@@ -29,8 +29,8 @@ ALLOWED = {
     },
     "sweeps": {
         "hydra", "omegaconf", "cloudpickle", "rich", "optuna",
-        "quartet.build", "quartet.check", "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.report", "quartet.run",
-        "quartet.say", "quartet.train", "quartet.worker", "quartet.workers",
+        "quartet.build", "quartet.check", "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.report",
+        "quartet.run", "quartet.say", "quartet.train", "quartet.worker", "quartet.workers",
     },
     "say.py": set(),
     "run.py": {"omegaconf", "quartet.interruption"},
