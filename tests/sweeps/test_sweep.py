@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from quartet.cli import CONF, resumed_arguments
 from quartet.interruption import Interrupted
@@ -73,7 +73,7 @@ def sweep(tmp_path, capsys):
             HydraConfig.instance().set_config(config)
             code = 0
             try:
-                sweeps.sweep(loader, launcher, config, OmegaConf.to_container(config.hydra.overrides.task))
+                sweeps.sweep(loader, launcher, config, list(config.hydra.overrides.task))
             except SystemExit as stop:
                 code = stop.code
             finally:
@@ -189,7 +189,8 @@ def test_known_points_come_first(sweep, tmp_path):
 
 def test_several_objectives(sweep, tmp_path):
     def work(run, settings):
-        write_result(run, float(settings["optimizer.lr"]), **{"val/f1": 1 - float(settings["optimizer.lr"])})
+        more: Any = {"val/f1": 1 - float(settings["optimizer.lr"])}
+        write_result(run, float(settings["optimizer.lr"]), **more)
 
     _, launcher, _ = sweep(work, *TPE, "sweep.objectives={val/loss:min,val/f1:max}")
     study = open_study(tmp_path / "sweep", Plan.read(tmp_path / "sweep"), create=False)
