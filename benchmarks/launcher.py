@@ -50,7 +50,7 @@ def overheads(directory: Path, printed: str) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=90, help="of each job; 90 take about ten seconds")
+    parser.add_argument("--epochs", type=int, default=120, help="of each job; 120 take about ten seconds")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
     jobs, epochs, workers = arguments.jobs, arguments.epochs, arguments.workers

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from multiprocessing import parent_process
+from multiprocessing import parent_process, set_start_method
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -166,6 +166,7 @@ def _attempt(order: Order, report: Connection) -> int:
 
 
 def _settle_in(order: Order) -> None:
+    set_start_method(None, force=True)  # a job's own processes, such as those of a DataLoader, start as they always do
     with suppress(OSError):  # where memory runs out, Linux shall kill a job and not the sweep
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     os.environ.update(order.environment, **{MARK: str(order.log)})
