@@ -32,6 +32,10 @@ ALLOWED = {
         "quartet.build", "quartet.check", "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.report",
         "quartet.run", "quartet.say", "quartet.train", "quartet.worker", "quartet.workers",
     },
+    "report": {
+        "numpy", "scipy", "optuna", "matplotlib", "omegaconf",
+        "quartet.run", "quartet.build", "quartet.train", "quartet.evaluate",
+    },
     "say.py": set(),
     "run.py": {"omegaconf", "quartet.interruption"},
     "distributed.py": {"torch"},

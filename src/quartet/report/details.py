@@ -8,7 +8,7 @@ from typing import Any
 from quartet.report import figures
 from quartet.report.pages import Block, Code, Heading, Paragraph, Table
 from quartet.report.places import SHOWN, links, more, picture
-from quartet.report.runs import STATUSES, Record, command
+from quartet.report.runs import STATUSES, Record, command, part
 from quartet.report.settings import short, text, value_of
 from quartet.report.statistics import importance
 from quartet.report.study import Study, headline
@@ -137,8 +137,8 @@ def origin(study: Study) -> Iterator[Block]:
     yield Heading("Made with")
     if study.collection.plan.get("command"):
         yield Code(command(map(str, study.collection.plan["command"]), sweep=True))
-    packages = ", ".join(f"{name} {version}" for name, version in (known.get("packages") or {}).items())
-    git = known.get("git") or {}
+    packages = ", ".join(f"{name} {version}" for name, version in part(known, "packages").items())
+    git = part(known, "git")
     changed = ", changed since" if git.get("dirty") else ""
     state = f"commit {str(git.get('commit'))[:12]}{changed}" if git else "no git"
     yield Paragraph(

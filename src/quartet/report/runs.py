@@ -35,7 +35,7 @@ class Record:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return self.result.get("metrics") or {}
+        return part(self.result, "metrics")
 
     def value(self, metric: str) -> float | None:
         """A finite number or nothing."""
@@ -90,8 +90,8 @@ class Collection:
 
         Raises ValueError where the runs do not agree.
         """
-        if self.plan.get("objectives"):
-            return dict(self.plan["objectives"])
+        if part(self.plan, "objectives"):
+            return part(self.plan, "objectives")
         found: dict[tuple[str, str], str] = {}
         for record in self.records:
             if "monitor.metric" in record.config:
@@ -101,6 +101,12 @@ class Collection:
             named = "; ".join(f"{name} monitors {metric} ({mode})" for (metric, mode), name in found.items())
             raise ValueError(f"one report compares runs by one metric, but {named}; name runs with the same monitor")
         return dict(found.keys()) or {"val/loss": "min"}
+
+
+def part(values: dict[str, Any], key: str) -> dict[str, Any]:
+    """A mapping in a file, empty where it is anything else."""
+    found = values.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def command(overrides: Iterable[str], *, sweep: bool = False) -> str:
@@ -176,14 +182,15 @@ def read_run(directory: Path, name: str, log: Path | None = None) -> Record:
         status, reason = "damaged", str(error)
     if status in ("failed", "missing"):
         reason = _last_line(directory / "error.txt") or (_last_line(log) if log else "")
-    overrides = trial.get("overrides") or _typed(environment)
+    words = trial.get("overrides")
+    overrides = [str(word) for word in words] if isinstance(words, list) else _typed(environment)
     return Record(name, directory, status, config, overrides, result, environment, reason[:LONGEST_REASON])
 
 
 def _typed(environment: dict[str, Any]) -> list[str] | None:
     """The arguments of a run that was started alone; those of a sweep are of all its runs."""
-    words = environment.get("command") or []
-    if not words or {"-m", "--multirun"} & set(words):
+    words = environment.get("command")
+    if not isinstance(words, list) or {"-m", "--multirun"} & set(words):
         return None
     return [str(word) for word in words[1:] if not str(word).startswith("run.dir=")]
 

@@ -8,6 +8,7 @@ from quartet.report import figures
 from quartet.report.details import cost, curves, lost, origin, parameters, pruned
 from quartet.report.pages import Block, Code, Heading, Items, Links, Paragraph, Table
 from quartet.report.places import SHOWN, links, more, picture
+from quartet.report.runs import part
 from quartet.report.settings import Setting, short, text
 from quartet.report.statistics import Comparison, estimate
 from quartet.report.study import Study, again, headline, overfitted
@@ -37,8 +38,8 @@ def opening(study: Study) -> Iterator[Block]:
             f" Sampler {plan['sampler']}, pruner {plan.get('pruner') or 'none'}, {plan.get('n_trials')} runs planned."
         )
     yield Paragraph(facts)
-    if plan.get("space"):
-        rows = [[key, str(words)] for key, words in plan["space"].items()]
+    if part(plan, "space"):
+        rows = [[key, str(words)] for key, words in part(plan, "space").items()]
         yield Table("What was varied", ["parameter", "values"], rows)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from quartet.report.runs import Collection, Record
+from quartet.report.runs import Collection, Record, part
 from quartet.report.statistics import Estimate, estimate
 
 # keys in which repetitions of one setting may differ, as `quartet.run.signature` has them
@@ -119,7 +119,7 @@ def parameters(collection: Collection) -> list[str]:
 
 
 def _space(plan: dict[str, Any]) -> dict[str, str]:
-    return {key.lstrip("+~"): str(value) for key, value in (plan.get("space") or {}).items()}
+    return {key.lstrip("+~"): str(value) for key, value in part(plan, "space").items()}
 
 
 def _differing(records: list[Record]) -> list[str]:

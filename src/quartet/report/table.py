@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from quartet.report.runs import Record
+from quartet.report.runs import Record, part
 from quartet.report.settings import value_of
 from quartet.report.study import Study
 
@@ -25,7 +25,7 @@ def write_table(study: Study, path: Path) -> None:
 
 def _row(study: Study, record: Record) -> dict[str, Any]:
     known = bool(record.config)
-    throughput = record.result.get("throughput") or {}
+    throughput = part(record.result, "throughput")
     validation = {name: value for name, value in record.metrics.items() if name.startswith("val")}
     return {
         "run": record.name,

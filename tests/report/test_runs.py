@@ -1,0 +1,100 @@
+import os
+import shlex
+
+import pytest
+
+from quartet.report.runs import collect_runs, collect_sweep, find_sweep
+
+
+def test_latest_is_the_newest_sweep(make_sweep):
+    for age, name in enumerate(("newest", "older", "oldest")):
+        marker = make_sweep([(1.0,)], name=name) / "sweep.json"
+        os.utime(marker, (1e9 - age, 1e9 - age))
+    assert find_sweep("latest").name == "newest"
+
+
+def test_a_sweep_from_before_sweep_json_is_one_too(make_run, outputs):
+    make_run(outputs / "sweeps" / "old" / "0")
+    assert find_sweep("latest").name == "old"
+    assert collect_sweep(find_sweep("latest")).objectives == {"val/loss": "min"}
+
+
+def test_no_sweep_at_all():
+    with pytest.raises(FileNotFoundError, match=r"no sweep below .*sweeps; start one with"):
+        find_sweep("latest")
+
+
+def test_no_such_sweep(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"sweep=\S+ is no sweep .*try sweep=latest"):
+        find_sweep(str(tmp_path))
+
+
+def test_a_glob_that_matches_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"runs=\S+ matches no run directory"):
+        collect_runs(str(tmp_path / "*"), tmp_path)
+
+
+def test_runs_with_different_monitors(make_run, tmp_path):
+    make_run(tmp_path / "0")
+    make_run(tmp_path / "1", 1.0, {"monitor.metric": "val/accuracy", "monitor.mode": "max"})
+    with pytest.raises(
+        ValueError, match=r"0 monitors val/loss \(min\); 1 monitors val/accuracy \(max\); name runs with"
+    ):
+        _ = collect_runs(str(tmp_path / "*"), tmp_path).objectives
+
+
+def test_trials_without_a_directory_are_told(make_sweep):
+    sweep = make_sweep([(1.0,), (2.0,)])
+    (sweep / "1").rename(sweep / "3")
+    (sweep / "logs").mkdir()
+    (sweep / "logs" / "4.log").write_text("reading\n\nerror: optimizer.lrr: no such key\n")
+    records = collect_sweep(sweep).records
+    assert [(r.name, r.status) for r in records] == [(str(n), s) for n, s in enumerate(
+        ["completed", "missing", "missing", "completed", "missing"])]  # fmt: skip
+    assert records[4].reason == "error: optimizer.lrr: no such key"
+
+
+def test_why_a_run_failed(make_sweep):
+    sweep = make_sweep([(None, {}, "failed")])
+    (sweep / "0" / "error.txt").write_text("Traceback\n  line\nValueError: the loss is not finite\n")
+    assert collect_sweep(sweep).records[0].reason == "ValueError: the loss is not finite"
+
+
+@pytest.mark.parametrize("name, text", [("config.yaml", "{"), ("config.yaml", "a: ${b}"), ("config.yaml", "[1]")])
+def test_a_damaged_config_is_told(make_sweep, name, text):
+    sweep = make_sweep([(1.0,)])
+    (sweep / "0" / name).write_text(text)
+    (record,) = collect_sweep(sweep).records
+    assert record.status == "damaged" and "config.yaml" in record.reason
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null"])
+def test_a_damaged_result_is_that_of_a_run_without_an_end(make_sweep, text):
+    sweep = make_sweep([(1.0,)])
+    (sweep / "0" / "result.json").write_text(text)
+    assert collect_sweep(sweep).records[0].status == "unfinished"
+
+
+def test_the_command_is_for_a_shell(make_sweep):
+    sweep = make_sweep([(1.0, {"model.hidden": "[8, 8]", "run.name": "it's"})])
+    command = collect_sweep(sweep).records[0].command
+    assert command is not None
+    assert shlex.split(command) == ["python", "scripts/train.py", "model=mlp", "model.hidden=[8, 8]", "run.name=it's"]
+
+
+def test_a_job_of_a_sweep_without_its_overrides_has_no_command(make_sweep):
+    sweep = make_sweep([(1.0,), (1.0,)])
+    (sweep / "0" / "trial.json").unlink()
+    (sweep / "1" / "trial.json").unlink()
+    (sweep / "1" / "environment.json").write_text('{"command": ["train.py", "-m", "seed=0,1"]}')
+    alone, of_many = collect_sweep(sweep).records
+    assert alone.command == "python scripts/train.py model=mlp" and of_many.command is None
+
+
+def test_curves_have_steps_or_samples_and_finite_values(make_sweep):
+    sweep = make_sweep([(1.0, {"data.batch_size": 4, "trainer.accumulate_grad_batches": 2})])
+    (sweep / "0" / "metrics.csv").write_text("step,val/loss\n4,\n9,0.5\n19,nan\n29,0.25\n")
+    (record,) = collect_sweep(sweep).records
+    assert record.curve("val/loss") == [(10, 0.5), (30, 0.25)]
+    assert record.curve("val/loss", samples=True) == [(80, 0.5), (240, 0.25)]
+    assert record.curve("val/other") == []

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+
+from quartet.report.runs import Collection, Record, collect_runs, collect_sweep, leaves
+from quartet.report.settings import group, is_log, parameters, short, text
+from quartet.run import signature
+
+
+def record(name: str, config: dict, *words: str, loss: float = 1.0) -> Record:
+    result = {"metrics": {"val/loss": loss}}
+    return Record(name, Path(name), "completed", dict(leaves(config)), list(words), result)
+
+
+def collection(*records: Record, space: dict | None = None) -> Collection:
+    return Collection("", Path(), list(records), {"space": space or {}, "objectives": {"val/loss": "min"}})
+
+
+def test_seeds_and_folds_are_repetitions(make_sweep):
+    runs = [
+        (seed + fold, {"seed": seed, "data.fold": fold, "data.folds": 2, "data.path": f"/{seed}"})
+        for seed in (0, 1)
+        for fold in (0, 1)
+    ]
+    (setting,) = group(collect_sweep(make_sweep(runs)))
+    assert setting.scores("val/loss") == {(0, 0): 0, (0, 1): 1, (1, 0): 1, (1, 1): 2}
+    assert setting.values == {} and setting.name == "the one setting"
+
+
+def test_what_groups_here_has_one_signature_there(make_sweep):
+    """The exceptions are those of `quartet.run.signature`, which says what a repetition is."""
+    from quartet.run import Run
+
+    values = {
+        "seed": 3,
+        "data.fold": 1,
+        "data.path": "/else",
+        "test": False,
+        "callbacks.pruning": {"_target_": "x"},
+        "run.name": "y",
+    }
+    sweep = make_sweep([(1.0, {}), (2.0, values), (3.0, {"model.dropout": 0.2})])
+    settings = group(collect_sweep(sweep))
+    assert [len(setting.records) for setting in settings] == [2, 1]
+    signatures = [{signature(Run(r.directory).config) for r in setting.records} for setting in settings]
+    assert [len(found) for found in signatures] == [1, 1] and signatures[0] != signatures[1]
+
+
+def test_paths_that_are_swept_are_no_repetitions(make_sweep):
+    runs = [(i, {"data.path": path}) for i, path in enumerate("ab")]
+    settings = group(collect_sweep(make_sweep(runs, {"data.path": "a,b"})))
+    assert [setting.values for setting in settings] == [{"data.path": "a"}, {"data.path": "b"}]
+
+
+def test_a_choice_stands_for_all_that_follows_from_it():
+    """model=rnn changes many keys, among them those of data; shown is the choice."""
+    mlp = {"model": {"_target_": "MLP", "width": 1, "norm": "batch"}, "data": {"kind": "table"}, "optimizer": {"lr": 1}}
+    rnn = {"model": {"_target_": "RNN", "cell": "lstm"}, "data": {"kind": "text"}, "optimizer": {"lr": 2}}
+    for space in ({"model": "mlp,rnn"}, {}):
+        found = collection(record("0", mlp, "model=mlp"), record("1", rnn, "model=rnn"), space=space)
+        assert parameters(found) == ["model"]
+        assert [setting.values for setting in group(found)] == [{"model": "mlp"}, {"model": "rnn"}]
+
+
+def test_a_choice_that_was_left_as_it_is_is_the_same_choice():
+    config = {"optimizer": {"_target_": "AdamW", "lr": 1}}
+    other = {"optimizer": {"_target_": "SGD", "lr": 1}}
+    found = collection(record("0", config), record("1", config, "optimizer=adamw"), record("2", other, "optimizer=sgd"))
+    assert [(s.values, len(s.records)) for s in group(found)] == [
+        ({"optimizer": "adamw"}, 2),
+        ({"optimizer": "sgd"}, 1),
+    ]
+
+
+def test_without_commands_the_targets_speak():
+    found = collection(
+        record("0", {"model": {"_target_": "a.MLP", "width": 1}, "seed": 0}),
+        record("1", {"model": {"_target_": "a.RNN", "cell": "lstm"}, "seed": 1}),
+    )
+    assert [setting.values for setting in group(found)] == [{"model._target_": "MLP"}, {"model._target_": "RNN"}]
+
+
+def test_keys_that_always_move_together_are_one():
+    found = collection(*(record(str(i), {"a": i, "b": -i, "c": i % 2, "d": 7}) for i in range(4)))
+    assert parameters(found) == ["a", "c"]
+
+
+def test_the_best_mean_is_first_in_either_direction(seeds):
+    plan = collect_sweep(seeds)
+    assert [s.values["optimizer.lr"] for s in group(plan)] == [0.003, 0.001]
+    plan.plan["objectives"] = {"val/loss": "max"}
+    assert [s.values["optimizer.lr"] for s in group(plan)] == [0.001, 0.003]
+
+
+def test_exact_repetitions_count_once(make_sweep):
+    (setting,) = group(collect_sweep(make_sweep([(1.0, {}), (1.0, {}), (float("nan"), {"seed": 1})])))
+    assert (setting.estimate("val/loss").n, setting.repeated) == (1, 2)
+
+
+def test_logarithmic_scales():
+    plan = {"space": {"optimizer.lr": "tag(log,interval(1e-4,1))", "+model.x": "tag(log, int(interval(1,9)))"}}
+    assert is_log("optimizer.lr", [0.1, 0.2], plan) and is_log("model.x", [1, 2], plan)
+    assert is_log("batch", [1, 10, 100], {}) and not is_log("batch", [16, 32, 64], {})
+    assert not is_log("optimizer.lr", [0.0, 0.1], plan) and not is_log("flag", [True, False], {})
+
+
+def test_names_for_people():
+    assert short(["optimizer.lr", "model.lr", "data.fold"]) == {
+        "optimizer.lr": "optimizer.lr",
+        "model.lr": "model.lr",
+        "data.fold": "fold",
+    }
+    assert [text(v) for v in (0.00123456, None, True, "x", 3)] == ["0.001235", "null", "true", "x", "3"]
+
+
+def test_any_runs_are_grouped_without_a_plan(make_run, tmp_path):
+    for seed in (0, 1):
+        for lr in (0.1, 0.2):
+            make_run(tmp_path / f"{seed}-{lr}", lr, {"seed": seed, "optimizer.lr": lr})
+    settings = group(collect_runs(str(tmp_path / "*"), tmp_path))
+    assert [(s.values, len(s.scored)) for s in settings] == [({"optimizer.lr": 0.1}, 2), ({"optimizer.lr": 0.2}, 2)]
+
+
+@pytest.mark.parametrize("value", [None, "text", float("inf"), [1]])
+def test_odd_values_of_metrics_are_no_values(value):
+    assert Record("0", Path(), "completed", result={"metrics": {"val/loss": value}}).value("val/loss") is None
