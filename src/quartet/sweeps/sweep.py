@@ -47,7 +47,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
         check_pairing(first)
     plan = Plan.make(settings, _command(config), space, fixed, first.monitor)
     directory = Path(config.hydra.sweep.dir).absolute()
-    with _directory(directory, plan):
+    with _directory(directory, plan, alone=not getattr(launcher, "adopts", False)):
         return Sweep(directory, plan, space, launcher, settings).run()
 
 
@@ -68,15 +68,15 @@ def _command(config: DictConfig) -> list[str]:
 
 
 @contextmanager
-def _directory(directory: Path, plan: Plan) -> Iterator[None]:
-    """The sweep's own: a new one, or that of the same sweep before."""
+def _directory(directory: Path, plan: Plan, *, alone: bool) -> Iterator[None]:
+    """The sweep's own: a new one, or that of the same sweep before. `alone`: runs that it has left must have ended."""
     known = (directory / FILE).exists()
     if known:
         raise_problems(_refusals(directory, plan))
     elif directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"hydra.sweep.dir={directory} is not empty and no sweep; name another directory")
     directory.mkdir(parents=True, exist_ok=True)
-    with sweep_lock(directory):
+    with sweep_lock(directory, alone=alone):
         _write(directory / FILE, plan.as_data())
         yield
 
@@ -151,7 +151,7 @@ class Sweep:
         run, number = Run(self.directory / str(ending.job.number)), ending.job.number
         status = run.status
         if ending.kind == "stopped" and status not in ("completed", "pruned"):
-            return "stopped, to go on from its last checkpoint"
+            return f"stopped, to {'go on from its last checkpoint' if run.last_checkpoint else 'begin again'}"
         self.ended_here += 1
         if status == "pruned":
             self.study.tell(number, "pruned")
