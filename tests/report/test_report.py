@@ -171,7 +171,8 @@ def test_several_objectives_have_a_front_and_no_winner(make_sweep):
     runs = [(x, {"model.dropout": x}, "completed", {"val_accuracy": y}) for x, y in ((1, 0.5), (2, 0.9), (3, 0.7))]
     sweep = make_sweep(runs, {"model.dropout": "1,2,3"}, objectives={"val/loss": "min", "val/accuracy": "max"})
     summary = report_sweep(sweep).summary
-    assert "2 of 3 settings are on the Pareto front of val/loss, val/accuracy" in summary and "best:" not in summary
+    assert "On the Pareto front of val/loss, val/accuracy: 2 of 3 settings." in summary and "best:" not in summary
+    assert "  model.dropout=1: val/loss 1, val/accuracy 0.5\n" in summary
     assert "On the front: model.dropout=1; model.dropout=2" in page(sweep)
     with pytest.raises(ValueError, match=r"no one winner; choose from the Pareto front"):
         report_sweep(sweep, test_winner=True)
@@ -184,6 +185,16 @@ def test_other_data_are_not_compared_in_pairs(make_sweep):
     sweep = make_sweep(runs)
     summary = report_sweep(sweep).summary
     assert "second" not in summary and "they were validated on different samples" in words(sweep)
+
+
+@pytest.mark.parametrize(
+    "key, expected",
+    [("task.loss", "val/loss is not the same quantity"), ("data.tokenizer", "compare with monitor.metric")],
+)
+def test_other_losses_do_not_compare(make_sweep, key, expected):
+    sweep = make_sweep([(1.0, {key: "a"}), (2.0, {key: "b"})])
+    report_sweep(sweep)
+    assert expected in words(sweep)
 
 
 def test_a_best_moment_that_did_not_last_is_told(make_sweep):
@@ -215,7 +226,7 @@ def test_the_winner_is_tested_once(seeds, evaluations, capsys):
     report_sweep(seeds)
     assert not evaluations and "test/loss" not in page(seeds)
     for _ in range(2):
-        report_sweep(seeds, test_winner=True)
+        assert "test: test/loss 1.30 ± 0.16 (n = 5)" in report_sweep(seeds, test_winner=True).summary
         assert [name for name, split in evaluations] == ["1", "3", "5", "7", "9"]
         assert "optimizer.lr=0.003 was scored on the test part once" in words(seeds) and "1.30 ± 0.16" in words(seeds)
     assert "tested before" in capsys.readouterr().out

@@ -76,10 +76,11 @@ def test_a_damaged_result_is_that_of_a_run_without_an_end(make_sweep, text):
 
 
 def test_the_command_is_for_a_shell(make_sweep):
-    sweep = make_sweep([(1.0, {"model.hidden": "[8, 8]", "run.name": "it's"})])
+    sweep = make_sweep([(1.0, {"model.hidden": "[8, 8]", "run.name": "it's", "data.path": "'$HOME'"})])
     command = collect_sweep(sweep).records[0].command
-    assert command is not None
-    assert shlex.split(command) == ["python", "scripts/train.py", "model=mlp", "model.hidden=[8, 8]", "run.name=it's"]
+    words = ["model=mlp", "model.hidden=[8, 8]", "run.name=it's", "data.path='$HOME'"]
+    assert command is not None and shlex.split(command) == ["python", "scripts/train.py", *words]
+    assert '"run.name=it\'s"' in command and '"data.path' not in command
 
 
 def test_a_job_of_a_sweep_without_its_overrides_has_no_command(make_sweep):

@@ -100,6 +100,8 @@ def test_exact_repetitions_count_once(make_sweep):
 def test_logarithmic_scales():
     plan = {"space": {"optimizer.lr": "tag(log,interval(1e-4,1))", "+model.x": "tag(log, int(interval(1,9)))"}}
     assert is_log("optimizer.lr", [0.1, 0.2], plan) and is_log("model.x", [1, 2], plan)
+    uniform = {"space": {"model.dropout": "interval(0,1)", "n": "range(1,30)"}}
+    assert not is_log("model.dropout", [0.01, 0.1, 1.0], uniform) and not is_log("n", [1, 10, 20], uniform)
     assert is_log("batch", [1, 10, 100], {}) and not is_log("batch", [16, 32, 64], {})
     assert not is_log("optimizer.lr", [0.0, 0.1], plan) and not is_log("flag", [True, False], {})
 

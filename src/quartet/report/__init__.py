@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quartet.report.study import Study
 
 POOLED = 3  # settings, best first, whose out-of-fold metrics are computed: each costs a validation for every fold
+FRONT = 5  # settings of a Pareto front that a terminal shows
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,25 @@ def _put(path: Path, text: str) -> None:
 
 
 def _summary(study: Study) -> str:
+    from quartet.report.statistics import estimate
     from quartet.report.study import again, headline
-    from quartet.report.words import counted, digits, probability
+    from quartet.report.words import counted, digits, probability, uncertain
 
     lines = [f"{'best: ' if study.winner else ''}{headline(study)}"]
     found = study.comparison
     if found and found.t_test is not None:
         pairs = f"{digits(found.difference.mean)} in {found.difference.n} pairs, p {probability(found.t_test)}"
         lines.append(f"second: {study.ranked[1].name}, difference {pairs}")
+    if not study.winner:
+        for setting in [study.ranked[i] for i in study.front[:FRONT]]:
+            values = ", ".join(f"{metric} {uncertain(setting.estimate(metric))}" for metric in study.objectives)
+            lines.append(f"  {setting.name}: {values}")
     lines.append(f"runs: {counted(study.collection.records)}")
     if study.winner:
         lines += [f"again: {line}" for line in reversed(again(study.winner)) if line][:1]
+    tested = [run.get(study.metric.replace("val/", "test/", 1)) for run in study.tested.get("runs", {}).values()]
+    if tested and None not in tested:
+        lines.append(
+            f"test: {study.metric.replace('val/', 'test/', 1)} {uncertain(estimate(tested))} (n = {len(tested)})"
+        )
     return "\n".join([*lines, f"report: {Run(study.output / 'report.html')}"])

@@ -117,9 +117,9 @@ def cost(study: Study) -> Iterator[Block]:
     caption = "Times are those of fitting with its validations, added up also where runs were side by side"
     yield Table(caption, header, rows if len(rows) == 1 else [*rows, _cost_row("all", everyone)])
     drawn = figures.cost(everyone, study.metric)
-    yield picture(
-        study, "time", drawn, "What a run took, and what came of it.", f"{study.metric} against seconds of training"
-    )
+    if drawn is not None:
+        alt = f"{study.metric} against seconds of training"
+        yield picture(study, "time", drawn, "What a run took, and what came of it.", alt)
 
 
 def _cost_row(name: str, records: Sequence[Record]) -> list[str]:
@@ -147,4 +147,4 @@ def origin(study: Study) -> Iterator[Block]:
 
 
 def _values(study: Study, record: Record) -> list[str]:
-    return [text(value_of(record, key)) if record.config else "–" for key in study.keys]
+    return [text(value_of(record, key)) if record.config or record.overrides else "–" for key in study.keys]

@@ -42,11 +42,12 @@ def save(drawn: Figure, path: Path) -> Path:
     return path
 
 
-def label(setting: Setting, place: int) -> str:
-    """With its place in the ranking, which says who it is where the name has to be cut."""
-    names = short(setting.values)
-    words = " ".join(f"{names[key]}={text(value)}" for key, value in setting.values.items()) or setting.name
-    return f"{place}. {words if len(words) <= LONGEST else words[: LONGEST - 1] + '…'}"
+def labels(settings: Sequence[Setting]) -> list[str]:
+    """What differs, with the place in the ranking, which says who it is where the name has to be cut."""
+    keys = settings[0].values if settings else ()
+    varied = short(key for key in keys if len({repr(setting.values[key]) for setting in settings}) > 1)
+    names = [" ".join(f"{name}={text(s.values[key])}" for key, name in varied.items()) or s.name for s in settings]
+    return [f"{i}. {n if len(n) <= LONGEST else n[: LONGEST - 1] + '…'}" for i, n in enumerate(names, 1)]
 
 
 def ranking(settings: Sequence[Setting], metric: str, mode: str) -> Figure:
@@ -60,7 +61,7 @@ def ranking(settings: Sequence[Setting], metric: str, mode: str) -> Figure:
         if e.low is not None and e.high is not None:
             axes.plot([e.low, e.high], [row, row], color=COLOURS[0], linewidth=2)
         axes.plot(e.mean, row, "D" if row == 0 else "o", color=COLOURS[row == 0], markersize=7)
-    axes.set_yticks(range(len(shown)), [label(s, i) for i, s in enumerate(shown, 1)], fontsize=9)
+    axes.set_yticks(range(len(shown)), labels(shown), fontsize=9)
     axes.set(ylim=(len(shown) - 0.4, -0.6), xlabel=f"{metric} ({BETTER[f'x{mode}']})")
     axes.grid(axis="x", color="0.92")
     fit(axes, [v for s in shown for v in s.scores(metric).values()], "x")
@@ -76,9 +77,10 @@ def curves(settings: Sequence[Setting], pruned: Sequence[Record], metric: str) -
         return None
     drawn = figure(4.2)
     axes = drawn.subplots()
+    names = labels(settings[: len(COLOURS)])
     for rank, setting in enumerate(settings):
         for i, record in enumerate(setting.scored.values()):
-            axes.plot(*_xy(series[record.name]), **_line(rank, label(setting, rank + 1) if i == 0 else None))
+            axes.plot(*_xy(series[record.name]), **_line(rank, names[rank] if i == 0 and rank < len(COLOURS) else None))
     for i, record in enumerate(pruned):
         x, y = _xy(series[record.name])
         axes.plot(x, y, color="0.8", linewidth=0.8, zorder=1)
@@ -206,18 +208,21 @@ def shares(importances: Mapping[str, float]) -> Figure:
     return drawn
 
 
-def cost(records: Sequence[Record], metric: str) -> Figure:
-    """The metric against the seconds of training."""
+def cost(records: Sequence[Record], metric: str) -> Figure | None:
+    """The metric against the seconds of training; None where no run has both."""
+    known = [(r.status, r.number("seconds"), v) for r in records if (v := r.value(metric)) is not None]
+    groups = {name: [(x, y) for status, x, y in known if status == name] for name in STATUS}
+    if not any(groups.values()):
+        return None
     drawn = figure(3.4)
     axes = drawn.subplots()
-    for name, (marker, colour) in STATUS.items():
-        points = [(r.number("seconds"), v) for r in records if r.status == name and (v := r.value(metric)) is not None]
-        if points:
-            axes.plot(*_xy(points), marker, color=colour, label=f"{name} ({len(points)})")
+    for name, points in groups.items():
+        marker, colour = STATUS[name]
+        axes.plot(*_xy(points), marker, color=colour, label=f"{name} ({len(points)})" if points else None)
     axes.set(xlabel="seconds of training", ylabel=metric)
     axes.grid(color="0.92")
     axes.legend(fontsize=8)
-    fit(axes, [value for record in records if (value := record.value(metric)) is not None], "y")
+    fit(axes, [y for points in groups.values() for _, y in points], "y")
     return drawn
 
 

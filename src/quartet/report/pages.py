@@ -92,8 +92,9 @@ class Table:
         sides = [' class="number"' if right else "" for right in self._numeric()]
         head = "".join(f'<th scope="col"{s}>{escape(name)}</th>' for name, s in zip(self.header, sides, strict=True))
         rows = "\n".join(f"<tr>{''.join(map(_cell, row, sides))}</tr>" for row in self.rows)
-        inside = f"<caption>{escape(self.caption)}</caption><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody>"
-        return f'<div class="wide" tabindex="0"><table>{inside}</table></div>'
+        caption = f"<caption><span>{escape(self.caption)}</span></caption>"
+        inside = f"<thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody>"
+        return f'<div class="wide" tabindex="0"><table>{caption}{inside}</table></div>'
 
     def _numeric(self) -> list[bool]:
         """Which columns hold numbers only."""
@@ -170,6 +171,7 @@ pre { background: #f4f4f4; border-left: 4px solid #0072B2; padding: .7rem .9rem;
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; min-width: min(100%, 34rem); font-size: .88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: #444; padding-bottom: .4rem; }
+caption span { display: block; max-width: calc(100vw - 2rem); }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd; }
 th { border-bottom: 2px solid #444; }
 .number { text-align: right; white-space: nowrap; }
@@ -178,12 +180,17 @@ a { color: #005a8f; }
 figure { margin: 1.2rem 0; }
 img { max-width: 100%; height: auto; display: block; }
 figcaption { color: #444; font-size: .88rem; margin-top: .3rem; }
+@media (max-width: 40rem) {
+  figure { overflow-x: auto; }
+  img { width: 40rem; max-width: none; }
+  figcaption { position: sticky; left: 0; max-width: calc(100vw - 2rem); }
+}
 @media print {
   @page { margin: 15mm; }
   body { font-size: 10.5pt; }
   main { max-width: none; padding: 0; }
-  h2, caption { break-after: avoid; }
-  figure, tr, pre { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  .wide, figure, pre, tr { break-inside: avoid; }
   .wide { overflow: visible; }
   table { font-size: 8.5pt; }
   td { overflow-wrap: anywhere; }

@@ -7,6 +7,7 @@ import glob
 import json
 import math
 import os
+import re
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -110,7 +111,12 @@ def part(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def command(overrides: Iterable[str], *, sweep: bool = False) -> str:
-    return shlex.join(["python", "scripts/train.py", *(["-m"] if sweep else []), *overrides])
+    return " ".join(["python scripts/train.py", *(["-m"] if sweep else []), *map(_quoted, overrides)])
+
+
+def _quoted(word: str) -> str:
+    """For a shell; an override that has quotes of its own stays readable."""
+    return f'"{word}"' if "'" in word and not re.search(r'["$`\\!\n]', word) else shlex.quote(word)
 
 
 def find_sweep(where: str) -> Path:

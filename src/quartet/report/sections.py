@@ -81,6 +81,8 @@ def _measured_differently(study: Study) -> Iterator[str]:
             f"Settings differ in {', '.join(study.other_data)}: they were validated on different samples, so their values "
             "do not compare as they stand, and there is no paired comparison."
         )
+    if {"task", "task.loss"} & {*study.keys} and "val/loss" in study.objectives:
+        yield "Settings differ in the loss itself, so val/loss is not the same quantity: compare by another metric."
     if "data.tokenizer" in study.keys and {"val/loss", "val/perplexity"} & study.objectives.keys():
         yield "Losses are for each token and tokenizers differ: compare with monitor.metric=val/bits_per_byte instead."
 

@@ -74,12 +74,14 @@ def short(keys: Iterable[str]) -> dict[str, str]:
 
 
 def is_log(key: str, values: Iterable[Any], plan: dict[str, Any]) -> bool:
-    """Numbers that were drawn on a logarithmic scale, or that span a decade and more."""
-    numbers = [value for value in values if is_number(value)]
+    """Numbers that were drawn on a logarithmic scale; where values were listed, those that span a decade."""
+    numbers = {value for value in values if is_number(value)}
     if not numbers or min(numbers) <= 0:
         return False
-    asked = re.match(r"tag\([^()]*\blog\b", _space(plan).get(key, ""))
-    return bool(asked) or (len(set(numbers)) > 2 and max(numbers) >= 10 * min(numbers))
+    words = _space(plan).get(key, "")
+    if re.match(r"tag\([^()]*\blog\b", words):
+        return True
+    return not re.search(r"\b(interval|range)\(", words) and len(numbers) > 2 and max(numbers) >= 10 * min(numbers)
 
 
 def is_number(value: Any) -> bool:

@@ -119,7 +119,7 @@ def headline(study: Study) -> str:
         return f"Nothing is completed with a finite {study.metric}: {counted(study.collection.records)}."
     if study.winner is None:
         names = ", ".join(study.objectives)
-        return f"{len(study.front)} of {len(study.ranked)} settings are on the Pareto front of {names}."
+        return f"On the Pareto front of {names}: {len(study.front)} of {len(study.ranked)} settings."
     e = study.winner.estimate(study.metric)
     spread = f"mean ± std, n = {e.n}, 95 % interval {interval(e)}" if e.n > 1 else "n = 1"
     return f"{study.winner.name}: {study.metric} {uncertain(e)} ({spread})"
