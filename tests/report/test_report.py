@@ -149,6 +149,7 @@ def test_damaged_runs_are_survived(make_sweep):
         '{"status": "completed", "metrics": null, "seconds": "long", "throughput": 3}'
     )
     (sweep / "2" / "metrics.csv").write_bytes(b"\xff\x00step")
+    (sweep / "2" / "trial.json").write_text('{"overrides": ["run.name=\\ud800"]}')  # no text that UTF-8 could write
     (sweep / "3" / "environment.json").write_text('{"packages": [], "git": 1, "command": 7}')
     assert "damaged" in report_sweep(sweep).summary
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quartet.run import Run, outputs
+from quartet.run import outputs
 
 if TYPE_CHECKING:
     from quartet.report.settings import Setting
     from quartet.report.study import Study
 
 POOLED = 3  # settings, best first, whose out-of-fold metrics are computed: each costs a validation for every fold
-FRONT = 5  # settings of a Pareto front that a terminal shows
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ def report(sweep: str, runs: str | None, output: str | None, test_winner: bool) 
 
 def _report(study: Study, test_winner: bool) -> Report:
     from quartet.report.held_out import read_test, test_once
+    from quartet.report.study import summary
 
     _ = study.objectives  # runs that do not compare are refused before anything is written
     if test_winner:
@@ -68,7 +68,7 @@ def _report(study: Study, test_winner: bool) -> Report:
     study.tested = read_test(study.output)
     study.out_of_fold = _out_of_fold(study)
     _write(study)
-    return Report(study.output, _summary(study))
+    return Report(study.output, summary(study))
 
 
 def _winner(study: Study) -> Setting:
@@ -91,7 +91,7 @@ def _out_of_fold(study: Study) -> dict[str, Any]:
     for setting, by_seed in crossed[:POOLED]:
         try:
             results[setting.name] = {seed: (*out_of_fold(r), r) for seed, r in by_seed.items()}
-        except (ValueError, OSError) as error:  # a checkpoint that was deleted, data that have changed
+        except Exception as error:  # a checkpoint that was deleted, data that have changed: no reason to have no report
             results[setting.name] = str(error)
     return results
 
@@ -111,30 +111,5 @@ def _write(study: Study) -> None:
 def _put(path: Path, text: str) -> None:
     """At once, so that a page that is open is never half of one."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="replace")
     temporary.replace(path)
-
-
-def _summary(study: Study) -> str:
-    from quartet.report.statistics import estimate
-    from quartet.report.study import again, headline
-    from quartet.report.words import counted, digits, probability, uncertain
-
-    lines = [f"{'best: ' if study.winner else ''}{headline(study)}"]
-    found = study.comparison
-    if found and found.t_test is not None:
-        pairs = f"{digits(found.difference.mean)} in {found.difference.n} pairs, p {probability(found.t_test)}"
-        lines.append(f"second: {study.ranked[1].name}, difference {pairs}")
-    if not study.winner:
-        for setting in [study.ranked[i] for i in study.front[:FRONT]]:
-            values = ", ".join(f"{metric} {uncertain(setting.estimate(metric))}" for metric in study.objectives)
-            lines.append(f"  {setting.name}: {values}")
-    lines.append(f"runs: {counted(study.collection.records)}")
-    if study.winner:
-        lines += [f"again: {line}" for line in reversed(again(study.winner)) if line][:1]
-    tested = [run.get(study.metric.replace("val/", "test/", 1)) for run in study.tested.get("runs", {}).values()]
-    if tested and None not in tested:
-        lines.append(
-            f"test: {study.metric.replace('val/', 'test/', 1)} {uncertain(estimate(tested))} (n = {len(tested)})"
-        )
-    return "\n".join([*lines, f"report: {Run(study.output / 'report.html')}"])

@@ -192,6 +192,7 @@ figcaption { color: #444; font-size: .88rem; margin-top: .3rem; }
   h2 { break-after: avoid; }
   .wide, figure, pre, tr { break-inside: avoid; }
   .wide { overflow: visible; }
+  img { max-height: 100mm; width: auto; }
   table { font-size: 8.5pt; }
   td { overflow-wrap: anywhere; }
   pre { border: 1px solid #999; background: none; }

@@ -10,9 +10,11 @@ from typing import Any
 
 from quartet.report.runs import Collection, Record, command
 from quartet.report.settings import Setting, group, is_log, parameters, value_of
-from quartet.report.statistics import Comparison, compare, front
-from quartet.report.words import counted, digits, interval, uncertain
+from quartet.report.statistics import Comparison, compare, estimate, front
+from quartet.report.words import counted, digits, interval, probability, uncertain
+from quartet.run import Run
 
+FRONT = 5  # settings of a Pareto front that a terminal shows
 REPEATED = re.compile(r"[+]*(seed|data\.fold)=")
 OTHER_DATA = re.compile(r"data\.(_target_|source|path|folds|split|split_seed|target|label|name|group)(\.|$)")
 
@@ -123,3 +125,23 @@ def headline(study: Study) -> str:
     e = study.winner.estimate(study.metric)
     spread = f"mean ± std, n = {e.n}, 95 % interval {interval(e)}" if e.n > 1 else "n = 1"
     return f"{study.winner.name}: {study.metric} {uncertain(e)} ({spread})"
+
+
+def summary(study: Study) -> str:
+    """Some lines for a terminal."""
+    lines = [f"{'best: ' if study.winner else ''}{headline(study)}"]
+    found = study.comparison
+    if found and found.t_test is not None:
+        pairs = f"{digits(found.difference.mean)} in {found.difference.n} pairs, p {probability(found.t_test)}"
+        lines.append(f"second: {study.ranked[1].name}, difference {pairs}")
+    for setting in [] if study.winner else [study.ranked[i] for i in study.front[:FRONT]]:
+        values = ", ".join(f"{metric} {uncertain(setting.estimate(metric))}" for metric in study.objectives)
+        lines.append(f"  {setting.name}: {values}")
+    lines.append(f"runs: {counted(study.collection.records)}")
+    if study.winner:
+        lines += [f"again: {line}" for line in reversed(again(study.winner)) if line][:1]
+    metric = study.metric.replace("val/", "test/", 1)
+    tested = [run[metric] for run in study.tested.get("runs", {}).values() if metric in run]
+    if tested:
+        lines.append(f"test: {metric} {uncertain(estimate(tested))} (n = {len(tested)})")
+    return "\n".join([*lines, f"report: {Run(study.output / 'report.html')}"])

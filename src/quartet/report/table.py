@@ -17,7 +17,7 @@ def write_table(study: Study, path: Path) -> None:
     """An empty cell where a run has no such value."""
     rows = [_row(study, record) for record in study.collection.records]
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
