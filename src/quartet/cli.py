@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
@@ -164,6 +165,10 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
             yield f"{group}={option}: unknown {group}{_nearest(option, known)}; choose from {', '.join(known)}"
         if not unknown and options[0] != "null":
             sound.append(f"{group}={options[0]}")
+    for key, value in pairs:
+        if key == "hydra/launcher" and value not in (known := _launchers()):
+            plugin = "the Hydra plugin that brings it is not installed, or the name is another one"
+            yield f"{key}={value}: unknown launcher; {plugin}; here are {', '.join(known)}"
     keys = _known_keys(config_name, sound)
     for key, _ in pairs:
         if key not in choices and key not in keys and not key.startswith("hydra"):
@@ -171,6 +176,12 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
     multiple = [f"{key}={value}" for key, value in pairs if "," in value and value[0] not in "[({'\""]
     if multiple and not {"-m", "--multirun"} & set(arguments):
         yield f"{multiple[0]}: several values need -m (a sweep), or brackets for a list: '{multiple[0].split('=')[0]}=[…]'"
+
+
+def _launchers() -> list[str]:
+    """Ours, and those that installed plugins register."""
+    registered = ConfigStore.instance().list("hydra/launcher")
+    return sorted({*_options("hydra/launcher"), *(name.removesuffix(".yaml") for name in registered)})
 
 
 def _options(group: str) -> list[str]:

@@ -158,7 +158,7 @@ class Run:
         if os.environ.get("RANK", "0") != "0" or fcntl is None:
             yield
             return
-        with (self.directory / "config.yaml").open("rb") as file:
+        with (self.directory / "config.yaml").open("r+b") as file:  # NFS locks only what can be written
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quartet.interruption import Interrupted, stoppable
+from quartet.interruption import Interrupted, signals, stoppable, stopping
 
 FIRST_MEETING, NEXT_MEETING = 600, 60  # s that nodes wait for each other: queues are slow, restarts begin together
 PARENT = "QUARTET_PARENT"  # the process that a worker does not outlive
@@ -54,7 +54,7 @@ class Failure:
         if self.error:
             text, types = self.error["message"], set(self.error["types"])
             return "lost" if (LOST_TYPES & types or LOST_TEXT.search(text)) and not MISTAKE.search(text) else "final"
-        if self.exit_code in (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+        if self.exit_code in (-signal.SIGTERM, *(128 + signum for signum in signals())):
             return "stopped"
         return "killed" if self.exit_code < 0 else "final"
 
@@ -130,7 +130,7 @@ def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, r
                     local_addr=None if n_nodes > 1 else "127.0.0.1",  # alone, the host's name need not resolve
                     max_restarts=0,
                     logs_specs=DefaultLogsSpecs(log_dir=folder),
-                    signals_to_handle="SIGTERM,SIGINT",
+                    signals_to_handle=",".join(signum.name for signum in stopping()),
                 )
                 try:
                     if n_nodes > 1 and rendezvous:

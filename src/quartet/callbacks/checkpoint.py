@@ -81,8 +81,10 @@ class Checkpoints(Checkpoint):
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients are half gathered
         decision = highest(trainer, STOP if request.signum else SAVE if self._due(trainer) else CALM)
-        if decision != CALM and trainer.global_step > self._step:
-            self._save_last(trainer)
+        if decision != CALM:
+            request.save = False
+            if trainer.global_step > self._step:
+                self._save_last(trainer)
         if decision == STOP:
             raise Interrupted(request.signum or 15)  # another worker got the signal
 
@@ -110,6 +112,7 @@ class Checkpoints(Checkpoint):
         steps, minutes = trainer.global_step - self._step, (self.clock() - self._time) / 60
         return (
             self._validated
+            or request.save
             or (self.every_n_steps is not None and steps >= self.every_n_steps)
             or (self.every_minutes is not None and minutes >= self.every_minutes)
         )

@@ -24,21 +24,25 @@ def job_lock(directory: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with (directory / JOBS).open("a") as file:
+    with (directory / JOBS).open("a+") as file:  # on NFS a shared lock needs a file that can be read
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 
 @contextmanager
-def sweep_lock(directory: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Held by the sweep's process; BlockingIOError where another one works here, or jobs of a former one do not end."""
+def sweep_lock(directory: Path, patience: float = PATIENCE, *, alone: bool = True) -> Iterator[None]:
+    """Held by the sweep's process; BlockingIOError where another one works here, or jobs of a former one do not end.
+
+    Not `alone`: the sweep finds them again, and takes what comes of them.
+    """
     if fcntl is None:
         yield
         return
     with (directory / SWEEP).open("a") as file:
         if not _taken(file):
             raise BlockingIOError(f"another process works on the sweep {directory}; stop that one first")
-        _wait_for_jobs(directory, patience)
+        if alone:
+            _wait_for_jobs(directory, patience)
         yield
 
 

@@ -274,7 +274,7 @@ def _short(word: str) -> str:
 def launch_batches(
     launcher: Any, next_job: Callable[[], Job | None], ended: Callable[[Ending], str], n_jobs: int
 ) -> None:
-    """For launchers that take several jobs and return when all of them have ended: Hydra's own, SLURM, Ray, joblib."""
+    """For launchers that take several jobs and return when all of them have ended: Hydra's own, those of other plugins."""
     waiting: list[Job] = []
     while True:
         while len(waiting) < n_jobs and (job := next_job()) is not None:
@@ -287,7 +287,12 @@ def launch_batches(
         for job in batch:
             say(f"\njob {job.number}: {job.label}")
         begun = time.monotonic()
-        returns = launcher.launch([list(job.overrides) for job in batch], initial_job_idx=batch[0].number)
+        try:
+            returns = launcher.launch([list(job.overrides) for job in batch], initial_job_idx=batch[0].number)
+        except Exception:  # some launchers do so where one job is killed; the others may still work
+            for job in batch:
+                ended(Ending(job, "stopped", "the launcher gave up"))
+            raise
         for job, result in zip(batch, returns, strict=True):
             text = ended(_ending(job, result, time.monotonic() - begun))
             failed = text.startswith("failed")
