@@ -77,8 +77,23 @@ def write(path: Path, values: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def seeds(make_sweep):
-    """Two learning rates, five seeds each."""
+def sketches(monkeypatch):
+    """Figures are composed but not rendered, which takes a tenth of a second each."""
+    from PIL import Image
+
+    from quartet.report import figures
+
+    def save(drawn, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (1, 1)).save(path)
+        return path
+
+    monkeypatch.setattr(figures, "save", save)
+
+
+@pytest.fixture
+def seeds(make_sweep, sketches):
+    """Two learning rates, five seeds each; figures are not rendered."""
     losses = {0.001: [0.50, 0.52, 0.49, 0.53, 0.51], 0.003: [0.40, 0.45, 0.41, 0.42, 0.44]}
     runs = [(losses[lr][seed], {"seed": seed, "optimizer.lr": lr}) for seed in range(5) for lr in losses]
     return make_sweep(runs, {"seed": "0,1,2,3,4", "optimizer.lr": "1e-3,3e-3"})

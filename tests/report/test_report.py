@@ -92,14 +92,15 @@ def test_the_page_needs_nothing_but_itself(seeds):
     assert "@media print" in text and text.count("<caption>") == text.count("<table>")
 
 
-def test_the_figures_are_files_too(seeds):
-    report_sweep(seeds)
-    names = re.findall(r"\]\((figures/\S+?)\)", page(seeds, "report.md"))
+def test_the_figures_are_files_too(make_sweep):
+    sweep = make_sweep([(seed + lr, {"seed": seed, "optimizer.lr": lr}) for seed in (0, 1) for lr in (0.1, 0.2)])
+    report_sweep(sweep)
+    names = re.findall(r"\]\((figures/\S+?)\)", page(sweep, "report.md"))
     assert {"figures/ranking.png", "figures/effects.png", "figures/curves.png", "figures/time.png"} <= set(names)
-    assert all(Image.open(seeds / name).width == 1200 for name in names)
+    assert all(Image.open(sweep / name).width == 1200 for name in names)
 
 
-def test_text_from_outside_stays_text(make_sweep):
+def test_text_from_outside_stays_text(make_sweep, sketches):
     sweep = make_sweep([(1.0, {"data.name": "<script>1</script>"}), (None, {"data.name": "b"}, "failed")])
     (sweep / "1" / "error.txt").write_text("ValueError: <img src=x onerror=alert(1)> | `")
     report_sweep(sweep)
@@ -136,13 +137,13 @@ def test_odd_contents_get_a_report(make_sweep, name):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[", '{"objectives": {"val/none": "max"}}'])
-def test_a_damaged_plan_is_survived(make_sweep, text):
+def test_a_damaged_plan_is_survived(make_sweep, sketches, text):
     sweep = make_sweep([(1.0, {"seed": n}) for n in range(2)])
     (sweep / "sweep.json").write_text(text)
     assert "2 completed" in report_sweep(sweep).summary
 
 
-def test_damaged_runs_are_survived(make_sweep):
+def test_damaged_runs_are_survived(make_sweep, sketches):
     sweep = make_sweep([(1.0, {})] * 4)
     (sweep / "0" / "config.yaml").write_text("{")
     (sweep / "1" / "result.json").write_text(
@@ -179,7 +180,7 @@ def test_several_objectives_have_a_front_and_no_winner(make_sweep):
         report_sweep(sweep, test_winner=True)
 
 
-def test_other_data_are_not_compared_in_pairs(make_sweep):
+def test_other_data_are_not_compared_in_pairs(make_sweep, sketches):
     runs = [
         (seed + len(name), {"seed": seed, "data.source.name": name}) for seed in (0, 1) for name in ("wine", "digits")
     ]
@@ -192,13 +193,13 @@ def test_other_data_are_not_compared_in_pairs(make_sweep):
     "key, expected",
     [("task.loss", "val/loss is not the same quantity"), ("data.tokenizer", "compare with monitor.metric")],
 )
-def test_other_losses_do_not_compare(make_sweep, key, expected):
+def test_other_losses_do_not_compare(make_sweep, sketches, key, expected):
     sweep = make_sweep([(1.0, {key: "a"}), (2.0, {key: "b"})])
     report_sweep(sweep)
     assert expected in words(sweep)
 
 
-def test_a_best_moment_that_did_not_last_is_told(make_sweep):
+def test_a_best_moment_that_did_not_last_is_told(make_sweep, sketches):
     sweep = make_sweep([(0.1, {})])
     (sweep / "0" / "metrics.csv").write_text("step,val/loss\n9,0.1\n19,0.9\n")
     report_sweep(sweep)
@@ -250,12 +251,12 @@ def test_a_damaged_record_of_the_test_is_no_reason_to_test_again(seeds, evaluati
     assert not evaluations
 
 
-def test_nothing_to_test(make_sweep):
+def test_nothing_to_test(make_sweep, sketches):
     with pytest.raises(ValueError, match="has no completed run to test"):
         report_sweep(make_sweep([(1.0, {}, "failed")]), test_winner=True)
 
 
-def test_runs_that_were_tested_already_are_not_tested_again(make_run, tmp_path, evaluations):
+def test_runs_that_were_tested_already_are_not_tested_again(make_run, sketches, tmp_path, evaluations):
     for seed in (0, 1):
         make_run(tmp_path / "runs" / str(seed), 1.0, {"seed": seed}, test_loss=2.0)
     report_runs(str(tmp_path / "runs" / "*"), tmp_path / "report", test_winner=True)
@@ -289,7 +290,7 @@ def test_the_command_for_a_sweep(seeds, main):
     assert code == 0
 
 
-def test_the_command_for_any_runs(make_run, tmp_path, outputs, main):
+def test_the_command_for_any_runs(make_run, sketches, tmp_path, outputs, main):
     for seed in (0, 1):
         make_run(tmp_path / "some" / "deep" / str(seed), seed, {"seed": seed})
     code, out, _ = main(f"runs='{tmp_path}/some/*/*'", f"output={tmp_path / 'here'}")
@@ -359,7 +360,7 @@ def pooled(sweep):
     return (torch.cat([output[name] for output in outputs]).numpy() for name in ("target", "prediction"))
 
 
-def test_out_of_fold_metrics_are_of_the_pooled_predictions(trained, evaluations):
+def test_out_of_fold_metrics_are_of_the_pooled_predictions(trained, sketches, evaluations):
     from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
     report_sweep(trained, test_winner=True)
