@@ -28,7 +28,7 @@ ALLOWED = {
         "quartet.distributed", "quartet.interruption", "quartet.sweeps.study",
     },
     "sweeps": {
-        "hydra", "omegaconf", "cloudpickle", "rich", "optuna",
+        "hydra", "omegaconf", "cloudpickle", "rich", "optuna", "submitit", "ray",
         "quartet.build", "quartet.check", "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.report",
         "quartet.run", "quartet.say", "quartet.train", "quartet.worker", "quartet.workers",
     },

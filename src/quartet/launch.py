@@ -70,9 +70,7 @@ def _job(config: DictConfig) -> Run:
         if run.last_checkpoint is not None:
             say(f"{run}: going on from its last checkpoint")
             return _train(run, None)
-        if environment_rank() in (None, (0, 1)):
-            shutil.rmtree(run.directory, ignore_errors=True)  # of a killed process, with nothing to go on from
-        begun, data = _start(config)
+        begun, data = _start(config, instead_of=run.directory)
         if data is not None:
             words = [word for word in hydra.overrides.task if not word.startswith(("sweep=", "sweep."))]
             begun.write("trial.json", {"number": int(hydra.job.num), "overrides": words})
@@ -115,7 +113,8 @@ def n_workers(config: DictConfig) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _start(config: DictConfig) -> tuple[Run, Any]:
+def _start(config: DictConfig, instead_of: Path | None = None) -> tuple[Run, Any]:
+    """A new run; `instead_of` is the directory of a killed one, with nothing to go on from."""
     chosen = HydraConfig.get().runtime.choices.get("sweep", "default")
     if chosen != "default" and not in_sweep():
         raise ValueError(f"sweep={chosen} makes many runs; say -m too")
@@ -127,6 +126,8 @@ def _start(config: DictConfig) -> tuple[Run, Any]:
     made: list[Any] = []
 
     def make() -> Path:
+        if instead_of is not None:
+            shutil.rmtree(instead_of, ignore_errors=True)
         made[:] = create(config)
         return made[0].directory
 
