@@ -11,6 +11,7 @@ from pathlib import Path
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 PROJECT = Path(__file__).parents[1]
@@ -20,9 +21,10 @@ PACKAGES = ("asyncio", "email", "encodings", "idlelib", "multiprocessing", "xml/
 
 @pytest.fixture(autouse=True)
 def outputs(tmp_path, monkeypatch):
-    """Every test has its own outputs folder."""
+    """Every test has its own outputs folder, and none is taken for a job of a sweep that another one began."""
     monkeypatch.setenv("QUARTET_OUTPUTS", str(tmp_path / "outputs"))
-    return tmp_path / "outputs"
+    yield tmp_path / "outputs"
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture

@@ -76,8 +76,6 @@ def sweep(tmp_path, capsys):
                 sweeps.sweep(loader, launcher, config, list(config.hydra.overrides.task))
             except SystemExit as stop:
                 code = stop.code
-            finally:
-                HydraConfig.instance().cfg = None
         output = capsys.readouterr()
         return code, launcher, output.out + output.err
 
