@@ -127,9 +127,14 @@ def _construction_problems(config: dict[str, Any]) -> Iterator[str]:
             yield from _escapes(place, settings)
         if hasattr(target, "problems"):
             yield from target.problems(settings)  # type: ignore[attr-defined]
-    metrics = [f"val/{name}" for name in locate(config["task"]["_target_"], "task").METRICS]  # type: ignore[attr-defined]
-    if config["monitor"]["metric"] not in metrics:
-        yield f"monitor.metric must be one of {', '.join(metrics)}, not {config['monitor']['metric']!r}"
+    known = val_metrics(config)
+    if config["monitor"]["metric"] not in known:
+        yield f"monitor.metric must be one of {', '.join(known)}, not {config['monitor']['metric']!r}"
+
+
+def val_metrics(config: Any) -> list[str]:
+    """What the task logs after each validation."""
+    return [f"val/{name}" for name in locate(config["task"]["_target_"], "task").METRICS]  # type: ignore[attr-defined]
 
 
 def _nodes(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

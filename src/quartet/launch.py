@@ -178,7 +178,7 @@ def _resume(config: DictConfig) -> tuple[Run, None]:
 
 
 def _name(config: DictConfig) -> None:
-    """Fill in what Hydra knows: the run's name; inside a sweep its directory, and that it may be pruned."""
+    """Fill in what Hydra knows: the run's name; inside a sweep its directory, and what the sweep wants of its jobs."""
     hydra = HydraConfig.get()
     with open_dict(config):
         if config.run.name is None:
@@ -187,16 +187,25 @@ def _name(config: DictConfig) -> None:
         if in_sweep():
             config.run.dir = str(Path(hydra.sweep.dir) / hydra.sweep.subdir)
             config.test = False  # a sweep chooses; only what is chosen is tested
-            config.callbacks.pruning = _pruning(Path(hydra.sweep.dir))
+            if (Path(hydra.sweep.dir) / "sweep.json").is_file():
+                _follow(config, Run(Path(hydra.sweep.dir)).read("sweep.json"))
 
 
-def _pruning(sweep: Path) -> dict[str, str] | None:
-    """The callback by which a sweep with a pruner ends hopeless runs."""
-    plan = Run(sweep).read("sweep.json") if (sweep / "sweep.json").is_file() else {}
-    if plan.get("pruner") is None:
-        return None
-    ((metric, mode),) = plan["objectives"].items()
-    return {"_target_": "quartet.callbacks.pruning.Pruning", "monitor": metric, "mode": mode}
+def _follow(config: DictConfig, plan: dict[str, Any]) -> None:
+    """One objective of the sweep decides on the best checkpoint too; a sweep with a pruner ends hopeless runs."""
+    if len(plan["objectives"]) == 1:
+        ((metric, mode),) = plan["objectives"].items()
+        config.monitor = {"metric": metric, "mode": mode}
+        if plan["pruner"]:
+            target = "quartet.callbacks.pruning.Pruning"
+            config.callbacks.pruning = {"_target_": target, "monitor": metric, "mode": mode}
+        return
+    from quartet.build import val_metrics
+
+    known = val_metrics(config)
+    for metric in plan["objectives"]:
+        if metric not in known:
+            raise ValueError(f"sweep.objectives must be among {', '.join(known)}, not {metric!r}")
 
 
 def _announce(config: DictConfig) -> None:

@@ -228,6 +228,12 @@ def test_a_directory_of_something_else_is_refused(sweep, tmp_path):
         (["model=mlp", "data=shakespeare", "optimizer.lr=1,2"], "this model takes table, these data are tokens"),
         (["model=mlp", "optimizer.lr=interval(2,1)", "sweep=optuna"], "begins above its end"),
         (["model=mlp", "sweep=optuna"], "has nothing to vary"),
+        (["model=mlp", "optimizer.lrr=1,2"], "optimizer.lrr: no such key, did you mean optimizer.lr?"),
+        (
+            ["model=mlp", "+sweep.params={optimizer.lrr:'1,2'}"],
+            "optimizer.lrr: no such key, did you mean optimizer.lr?",
+        ),
+        (["model=mlp,rnm", "seed=1,2"], "model=rnm: unknown model, did you mean rnn"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_launched(sweep, tmp_path, words, message):

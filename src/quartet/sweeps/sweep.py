@@ -19,9 +19,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from quartet.check import check_pairing
+from quartet.cli import CONF, override_problems
 from quartet.interruption import Interrupted
 from quartet.run import Run
 from quartet.say import say
@@ -42,13 +44,25 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
     settings: Any = OmegaConf.to_container(config.sweep, resolve=True)
     space, fixed = parse(settings["params"], [word for word in arguments if not word.startswith(OURS)], loader)
     raise_problems(filter(None, (dimension.problem() for dimension in space)))
-    first = loader.load_sweep_config(config, [*fixed, *_first_point(space)])  # a misspelt key is found here
-    if not any("." not in dimension.key for dimension in space):  # groups may fit in some of the jobs
+    first = _composed(loader, config, [*fixed, *_first_point(space)])
+    choices = [f"{d.key}={','.join(d.values)}" for d in space if d.values and (CONF / d.key).is_dir()]
+    if choices:  # they may fit each other in some of the jobs, but they have to exist
+        raise_problems(override_problems("train", ["-m", *choices]))
+    else:
         check_pairing(first)
     plan = Plan.make(settings, _command(config), space, fixed, first.monitor)
     directory = Path(config.hydra.sweep.dir).absolute()
     with _directory(directory, plan, alone=not getattr(launcher, "adopts", False)):
         return Sweep(directory, plan, space, launcher, settings).run()
+
+
+def _composed(loader: Any, config: DictConfig, words: list[str]) -> DictConfig:
+    """A job's config; here a misspelt key is found, on the command line or in `sweep.params`."""
+    try:
+        return loader.load_sweep_config(config, words)
+    except HydraException:
+        raise_problems(override_problems("train", words))
+        raise
 
 
 def raise_problems(problems: Any) -> None:
