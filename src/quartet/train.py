@@ -119,7 +119,7 @@ def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
                 facts = _facts(run, parts, {})
                 run.ended_badly(explained, **facts)
                 if isinstance(error, Exception):
-                    write_hparams(run, parts.trainer.loggers, facts["metrics"])
+                    write_hparams(run, parts.trainer.loggers, facts["metrics"], "failed")
             raise explained from explained.__cause__
 
 
@@ -174,7 +174,7 @@ def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
     test_metrics = _tested(run, parts) if run.config.get("test", True) and not pruned else {}
     result = {"status": "pruned" if pruned else "completed", **_facts(run, parts, test_metrics)}
     if trainer.is_global_zero:
-        write_hparams(run, trainer.loggers, result["metrics"])
+        write_hparams(run, trainer.loggers, result["metrics"], result["status"])
         run.write("result.json", result)
     return result
 
@@ -234,13 +234,34 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def write_hparams(run: Run, loggers: list[Logger], metrics: dict[str, float]) -> None:
-    """The run in TensorBoard's HPARAMS tab, however it ended."""
+def write_hparams(run: Run, loggers: list[Logger], metrics: dict[str, float], status: str) -> None:
+    """The run in TensorBoard's HPARAMS tab, however it ended; a job of a sweep with what varies only."""
     from quartet.callbacks import tensorboard
 
-    config = build.plain(run.config)
-    groups = ("optimizer", "model", "data", "task", "scheduler", "trainer")  # the tab shows the first columns
-    hparams = {group: {k: v for k, v in config[group].items() if k not in build.NOTES} for group in groups}
-    hparams["seed"] = config["seed"]
+    hparams, known = {**(_varied(run) or _settings(run)), "status": status}, build.val_metrics(run.config)
     for logger in loggers:
-        tensorboard.write_hparams(logger, hparams, metrics)
+        tensorboard.write_hparams(logger, hparams, metrics, known=known)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    config = build.plain(run.config)
+    groups = ("optimizer", "model", "data", "task", "scheduler", "trainer")
+    hparams = {group: {k: v for k, v in config[group].items() if k not in build.NOTES} for group in groups}
+    return {**hparams, "seed": config["seed"]}
+
+
+def _varied(run: Run) -> dict[str, float | str]:
+    """Parameter -> value of a sweep's job; empty for other runs. The tab shows few columns."""
+    sweep = Run(run.directory.parent)
+    if not all(path.is_file() for path in (run.directory / "trial.json", sweep.directory / "sweep.json")):
+        return {}
+    space = sweep.read("sweep.json")["space"]
+    words = [word.partition("=") for word in run.read("trial.json")["overrides"]]
+    return {key.lstrip("+"): _number_or_text(value) for key, _, value in words if key in space}
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -420,6 +420,13 @@ class TestTensorBoard:
         assert metrics == ["result/val/loss", "result/test/accuracy"]
         assert "hp_metric" not in read.Tags()["scalars"] and not (tmp_path / "hparams.yaml").exists()
 
+    def test_a_run_without_metrics_has_the_columns_of_the_others(self, tmp_path):
+        logger = RunTensorBoard(save_dir=str(tmp_path))
+        write_hparams(logger, {"seed": 1}, {}, known=["val/loss", "val/accuracy"])
+        content = events(tmp_path).SummaryMetadata("_hparams_/experiment").plugin_data.content
+        metrics = [info.name.tag for info in HParams.FromString(content).experiment.metric_infos]
+        assert metrics == ["result/val/loss", "result/val/accuracy"]
+
     def test_another_logger_is_left_alone(self, tmp_path):
         write_hparams(MetricsFile(save_dir=str(tmp_path)), {"a": 1}, {"val/loss": 1.0})
         assert list(tmp_path.iterdir()) == []

@@ -291,9 +291,22 @@ def test_a_killed_sweep_of_real_runs_goes_on_and_touches_nothing_that_was_finish
     assert [{"completed": "complete"}.get(r["status"], r["status"]) for r in results] == states(directory)
     assert "pruned" in states(directory) and "complete" in states(directory)
     assert not any(name.startswith("test/") for result in results for name in result["metrics"])
+    for number in range(8):
+        shown = hparams(directory / str(number))
+        assert shown.keys() == {"optimizer.lr", "model.dropout", "status"}
+        assert shown["status"].string_value == results[number]["status"]
     trial = json.loads((directory / "3" / "trial.json").read_text())
     assert trial["number"] == 3 and "sweep=successive_halving" not in trial["overrides"]
     assert "model=mlp" in trial["overrides"] and any(w.startswith("optimizer.lr=") for w in trial["overrides"])
+
+
+def hparams(run: Path) -> dict[str, Any]:
+    """What TensorBoard's HPARAMS tab shows beside the metrics."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # type: ignore[attr-defined]
+
+    content = EventAccumulator(str(run)).Reload().SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    return dict(HParamsPluginData.FromString(content).session_start_info.hparams)
 
 
 def test_runs_of_several_workers_are_pruned_together(outputs):

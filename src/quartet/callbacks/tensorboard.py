@@ -77,22 +77,25 @@ def layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     return {title: charts for title, charts in (("train and validation", both), ("training", training)) if charts}
 
 
-def write_hparams(logger: Logger, hparams: Mapping[str, Any], metrics: Mapping[str, float], step: int = 0) -> None:
+def write_hparams(
+    logger: Logger, hparams: Mapping[str, Any], metrics: Mapping[str, float], step: int = 0, known: Iterable[str] = ()
+) -> None:
     """The HPARAMS tab of a finished run: its settings beside its final metrics; another kind of logger is left alone.
 
     `hparams` may be nested: keys become dotted, lists become text, null is left out. `metrics` are written as
     `result/<name>`: TensorBoard takes a column's value from the last point of the curve of that name, and the result
-    may differ from it (best checkpoint, not last).
+    may differ from it (best checkpoint, not last). `known` metrics get a column too: TensorBoard takes the columns of all
+    runs from the first one, which may have failed before it had any metric.
     """
     from torch.utils.tensorboard.summary import hparams as summaries
 
     writer = summary_writer([logger])
     if writer is None:
         return
-    results = {f"result/{name}": float(value) for name, value in metrics.items()}
-    for name, value in results.items():
-        writer.add_scalar(name, value, step)
-    for summary in summaries(flatten(hparams), results):
+    for name, value in metrics.items():
+        writer.add_scalar(f"result/{name}", float(value), step)
+    columns = {f"result/{name}": 0.0 for name in (*known, *metrics)}
+    for summary in summaries(flatten(hparams), columns):
         writer._get_file_writer().add_summary(summary, step)
     writer.flush()
 

@@ -251,7 +251,8 @@ class Sweep:
 
         for run in self.killed:
             with suppress(ValueError):  # its config was not yet whole
-                write_hparams(run, build_loggers(opened(run), run.directory), run.read("result.json")["metrics"])
+                metrics = run.read("result.json")["metrics"]
+                write_hparams(run, build_loggers(opened(run), run.directory), metrics, "failed")
 
     def _report(self) -> None:
         """Runs are worth more than what is said about them: a report that fails is told, and the sweep is none the worse."""
