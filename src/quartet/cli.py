@@ -101,6 +101,11 @@ def resumed_arguments(words: list[str]) -> list[str]:
     if not {"-m", "--multirun"} & set(words):
         raise ValueError(f"sweep.resume={where[-1]} goes on with a sweep; say -m too")
     directory, command = sweep_command(where[-1])
+    for word in command:
+        if not _repeatable(word) and word not in words:
+            raise ValueError(
+                f"{directory / 'sweep.json'} would set {word}, which could run programs; say it too if you mean it"
+            )
     place = "hydra.sweep.dir='{}'".format(str(directory).replace("'", "\\'"))
     flags = [word for word in words if word.startswith("-")]
     return [
@@ -109,6 +114,13 @@ def resumed_arguments(words: list[str]) -> list[str]:
         *(word for word in words if word[0] != "-" and not word.startswith("sweep.resume=")),
         place,
     ]
+
+
+def _repeatable(word: str) -> bool:
+    """Whether a word of a sweep's file is believed: the file may be a stranger's, and Hydra's own settings run code."""
+    ours = re.match(r"[+~]*(?!hydra)[A-Za-z_][\w./@]*(=|$)", word)
+    launcher = re.match(r"hydra/launcher=\w+$|hydra\.launcher\.(?!_|init|slurm_(setup|additional))\w+=[\w.:-]*$", word)
+    return bool(ours or launcher)
 
 
 def in_sweep() -> bool:

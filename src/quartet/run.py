@@ -223,7 +223,10 @@ def sweep_command(where: str) -> tuple[Path, list[str]]:
         directory = Path(where).expanduser().absolute()
         if not (directory / "sweep.json").is_file():
             raise FileNotFoundError(f"{where} is no sweep (no sweep.json in it); try sweep.resume=latest")
-    return directory, [str(word) for word in Run(directory).read("sweep.json")["command"]]
+    command = Run(directory).read("sweep.json").get("command")
+    if not isinstance(command, list):
+        raise ValueError(f"{directory / 'sweep.json'} is damaged (no command in it); start another sweep")
+    return directory, [str(word) for word in command]
 
 
 def signature(config: DictConfig) -> str:

@@ -261,6 +261,46 @@ def test_the_command_of_a_sweep_is_repeated(outputs):
         resumed_arguments(["-m", f"sweep.resume={outputs}"])
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "hydra.callbacks.a._target_=os.system",
+        "+hydra.callbacks={a:{_target_:os.system}}",
+        "--config-dir=/tmp/elsewhere",
+        "-cd=/tmp/elsewhere",
+        "hydra.searchpath=[/tmp/elsewhere]",
+        "hydra.launcher._target_=os.system",
+        "hydra.launcher.slurm_setup=[touch /tmp/pwned]",
+        "hydra/sweeper=other",
+    ],
+)
+def test_a_stranger_s_sweep_cannot_run_programs(outputs, word):
+    directory = outputs / "sweeps" / "a"
+    directory.mkdir(parents=True)
+    (directory / "sweep.json").write_text(json.dumps({"command": ["model=mlp", word]}))
+    with pytest.raises(ValueError) as error:
+        resumed_arguments(["-m", "sweep.resume=latest"])
+    assert f"would set {word}, which could run programs" in str(error.value)
+
+
+def test_a_damaged_sweep_has_no_command(outputs):
+    (outputs / "sweeps" / "a").mkdir(parents=True)
+    (outputs / "sweeps" / "a" / "sweep.json").write_text("{}")
+    with pytest.raises(ValueError, match="is damaged"):
+        resumed_arguments(["-m", "sweep.resume=latest"])
+
+
+def test_what_a_launcher_needs_is_repeated(outputs):
+    directory = outputs / "sweeps" / "a"
+    directory.mkdir(parents=True)
+    own = ["+a=1", "~callbacks.figures", "hydra/launcher=slurm", "hydra.launcher.timeout_min=60", "data.path='x y'"]
+    (directory / "sweep.json").write_text(json.dumps({"command": own}))
+    assert resumed_arguments(["-m", "sweep.resume=latest"])[1:-1] == own
+    shell = "hydra.launcher.slurm_setup=[module load cuda]"
+    (directory / "sweep.json").write_text(json.dumps({"command": [shell]}))
+    assert resumed_arguments(["-m", "sweep.resume=latest", shell])[1:-1] == [shell, shell], "said again"
+
+
 SMALL = "model=mlp model.hidden=[16] trainer.max_epochs=6 callbacks.figures=null callbacks.data_report=null"
 SPACE = ["optimizer.lr=tag(log,interval(1e-4,1))", "model.dropout=choice(0,0.1)"]
 
