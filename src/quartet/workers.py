@@ -107,7 +107,9 @@ def run_workers(
 
 def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, run_id: str) -> list[Failure]:
     """One torchelastic agent from start to end; empty where all workers of this node ended well."""
-    with _environment(n):  # before torch is imported: its C++ part reads its log level then
+    with inherited(
+        _of_workers(n), "TORCHELASTIC_SIGNALS_TO_HANDLE"
+    ):  # before torch is imported: its C++ part reads its log level then
         from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -160,18 +162,22 @@ def _meeting_place(rendezvous: str) -> Any:
     return create_backend(RendezvousParameters("c10d", rendezvous, "quartet", 1, 1, read_timeout=FIRST_MEETING))
 
 
-@contextmanager
-def _environment(n: int) -> Iterator[None]:
-    """What workers inherit: their share of the cores, this package, whom they belong to. As it was, afterwards."""
+def _of_workers(n: int) -> dict[str, str]:
+    """What workers find in their environment: their share of the cores, whom they belong to."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    own = {
+    return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // n))),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a lost connection is told once
-        "PYTHONPATH": path,
         PARENT: str(os.getpid()),
     }
-    former = {name: os.environ.get(name) for name in (*own, "TORCHELASTIC_SIGNALS_TO_HANDLE")}
+
+
+@contextmanager
+def inherited(variables: dict[str, str], *others: str) -> Iterator[None]:
+    """What processes that start meanwhile inherit, and this package on their path. As it was afterwards, `others` too."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    own = {**variables, "PYTHONPATH": path}
+    former = {name: os.environ.get(name) for name in (*own, *others)}
     os.environ.update(own)
     try:
         yield

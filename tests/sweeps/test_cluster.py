@@ -23,11 +23,11 @@ from quartet.cli import CONF
 from quartet.interruption import Interrupted
 from quartet.run import Run
 from quartet.sweeps import cluster
+from quartet.sweeps.batches import launch_batches
 from quartet.sweeps.child import Job
 from quartet.sweeps.cluster import Submitit, Work, run_jobs
 from quartet.sweeps.locks import job_lock, sweep_lock
 from quartet.sweeps.pool import Ending
-from quartet.sweeps.sweep import launch_batches
 
 LAUNCHERS = ("slurm", "slurm_local", "ray_tasks")
 JOBS = [Job(n, (f"seed={n}",), f"seed={n}") for n in range(5)]

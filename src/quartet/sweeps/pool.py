@@ -21,6 +21,7 @@ from typing import Any
 
 from quartet.interruption import SIGNALS, Interrupted, StopRequest, stoppable
 from quartet.sweeps.child import SERVER_LOST, Child, Job, Order
+from quartet.workers import inherited
 
 POLL = 0.2  # seconds between looks at the clock; what processes report is read when it comes
 GRACE = 10.0  # seconds for a checkpoint after the time limit
@@ -216,20 +217,11 @@ class Pool:
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
-        """What the server inherits, which starts now; as it was, afterwards. A server that runs already is kept."""
-        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-        own = {**self.environment, "PYTHONPATH": path}
-        former = {name: os.environ.get(name) for name in own}
-        os.environ.update(own)
-        try:
+        """What the server inherits, which starts now. A server that runs already is kept."""
+        with inherited(self.environment):
             if self._context.get_start_method() == "forkserver":
                 self._start_server()
             yield
-        finally:
-            for name, value in former.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
 
     def _start_server(self) -> None:
         from multiprocessing import forkserver

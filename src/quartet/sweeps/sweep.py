@@ -14,7 +14,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from quartet.cli import CONF, override_problems
 from quartet.interruption import Interrupted
 from quartet.run import Run
 from quartet.say import say
+from quartet.sweeps.batches import launch_batches
 from quartet.sweeps.child import Job
 from quartet.sweeps.locks import sweep_lock
 from quartet.sweeps.plan import FILE, Plan
@@ -284,40 +285,3 @@ def _short(word: str) -> str:
     """Four digits of a number are enough to read."""
     key, _, value = word.partition("=")
     return f"{key}={float(value):.4g}" if re.fullmatch(r"[\d.]{7,}(e-?\d+)?", value) else word
-
-
-def launch_batches(
-    launcher: Any, next_job: Callable[[], Job | None], ended: Callable[[Ending], str], n_jobs: int
-) -> None:
-    """For launchers that take several jobs and return when all of them have ended: Hydra's own, those of other plugins."""
-    waiting: list[Job] = []
-    while True:
-        while len(waiting) < n_jobs and (job := next_job()) is not None:
-            waiting.append(job)
-        if not waiting:
-            return
-        batch = [waiting.pop(0)]
-        while waiting and waiting[0].number == batch[-1].number + 1:  # launchers count on from the first number
-            batch.append(waiting.pop(0))
-        for job in batch:
-            say(f"\njob {job.number}: {job.label}")
-        begun = time.monotonic()
-        try:
-            returns = launcher.launch([list(job.overrides) for job in batch], initial_job_idx=batch[0].number)
-        except Exception:  # some launchers do so where one job is killed; the others may still work
-            for job in batch:
-                ended(Ending(job, "stopped", "the launcher gave up"))
-            raise
-        for job, result in zip(batch, returns, strict=True):
-            text = ended(_ending(job, result, time.monotonic() - begun))
-            failed = text.startswith("failed")
-            print(f"{'error: ' if failed else ''}job {job.number} {text}", file=sys.stderr if failed else sys.stdout)
-            sys.stdout.flush()
-
-
-def _ending(job: Job, result: Any, seconds: float) -> Ending:
-    value = result._return_value  # the property prints what we say better
-    if isinstance(value, Exception):
-        record = describe(value)
-        return Ending(job, "error", described(record), error=record, seconds=seconds)
-    return Ending(job, "returned", "returned", value=value, seconds=seconds)
