@@ -213,9 +213,23 @@ def test_a_loss_that_is_no_number_stops_before_the_weights(compose, outputs, mon
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B"
 
 
-@pytest.mark.parametrize(
+NO_MEMORY = pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory.\nTried"), RuntimeError(CPU), MemoryError()]
 )
+
+
+@NO_MEMORY
+def test_a_network_that_does_not_fit_says_so_and_leaves_no_run(compose, outputs, monkeypatch, error):
+    def too_large(*_, **__):
+        raise error
+
+    monkeypatch.setattr("quartet.build.build_task", too_large)
+    with pytest.raises(ValueError, match="out of memory before the first step: the network or the data are too large"):
+        create_and_train(compose(*SMALL.split()))
+    assert not list(outputs.rglob("config.yaml"))
+
+
+@NO_MEMORY
 @pytest.mark.parametrize(
     ("overrides", "remedy"),
     [

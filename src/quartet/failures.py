@@ -11,6 +11,7 @@ import torch
 from quartet.run import Run
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+TOO_LARGE = "out of memory before the first step: the network or the data are too large for it; take smaller ones"
 
 
 def explain(error: BaseException, run: Run) -> BaseException:
@@ -22,7 +23,7 @@ def explain(error: BaseException, run: Run) -> BaseException:
         return ValueError(
             f"{run.last_checkpoint} does not fit the run ({reason}); bring back the run's own, or train again"
         )
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return ValueError(f"out of memory with {_batch(run)}; {_smaller_batch(run)}")
     return error
 
@@ -44,7 +45,7 @@ def _kept(run: Run) -> str:
     return "its last checkpoint is whole" if run.last_checkpoint else "it has no checkpoint yet and would start anew"
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 from quartet import build, transfer
 from quartet.callbacks.pruning import Pruning
 from quartet.data.base import DataModule, user_path
-from quartet.failures import explain
+from quartet.failures import TOO_LARGE, explain, is_out_of_memory
 from quartet.interruption import stoppable
 from quartet.run import Run
 from quartet.say import say
@@ -105,9 +105,11 @@ def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
     with stoppable(), run.exclusively():
         try:
             parts = prepare(run, data)
-        except BaseException:
+        except BaseException as error:
             if data is not None:  # a new run: nothing is lost
                 shutil.rmtree(run.directory)
+            if is_out_of_memory(error):
+                raise ValueError(TOO_LARGE) from error
             raise
         try:
             return _fit_and_test(run, parts)
