@@ -108,12 +108,8 @@ def resumed_arguments(words: list[str]) -> list[str]:
             )
     place = "hydra.sweep.dir='{}'".format(str(directory).replace("'", "\\'"))
     flags = [word for word in words if word.startswith("-")]
-    return [
-        *flags,
-        *command,
-        *(word for word in words if word[0] != "-" and not word.startswith("sweep.resume=")),
-        place,
-    ]
+    others = [word for word in words if not word.startswith(("-", "sweep.resume="))]
+    return [*flags, *command, *others, place]
 
 
 def _repeatable(word: str) -> bool:

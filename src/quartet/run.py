@@ -220,8 +220,9 @@ def sweep_command(where: str) -> tuple[Path, list[str]]:
             raise FileNotFoundError(f"no sweep below {outputs('outputs') / 'sweeps'}; start one with -m")
         directory = max(found, key=lambda path: (path / "sweep.json").stat().st_mtime_ns)
     else:
-        directory = Path(where).expanduser().absolute()
-        if not (directory / "sweep.json").is_file():
+        places = (Path(where).expanduser().absolute(), PROJECT / where)
+        directory = next((place for place in places if (place / "sweep.json").is_file()), None)
+        if directory is None:
             raise FileNotFoundError(f"{where} is no sweep (no sweep.json in it); try sweep.resume=latest")
     command = Run(directory).read("sweep.json").get("command")
     if not isinstance(command, list):

@@ -107,9 +107,8 @@ def run_workers(
 
 def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, run_id: str) -> list[Failure]:
     """One torchelastic agent from start to end; empty where all workers of this node ended well."""
-    with inherited(
-        _of_workers(n), "TORCHELASTIC_SIGNALS_TO_HANDLE"
-    ):  # before torch is imported: its C++ part reads its log level then
+    # before torch is imported: its C++ part reads its log level then
+    with inherited(_of_workers(n), "TORCHELASTIC_SIGNALS_TO_HANDLE"):
         from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.elastic.rendezvous.api import RendezvousError

@@ -141,7 +141,7 @@ def test_each_kind_of_failure_is_told_and_the_others_go_on(sweep, tmp_path, rate
 def test_a_pruned_run_is_no_failure(sweep, tmp_path):
     code, launcher, _ = sweep(lambda run, settings: write_result(run, 2.0, status="pruned"), *TPE, "sweep.pruner=asha")
     assert code == 0 and states(tmp_path / "sweep") == ["pruned"] * 6
-    assert launcher.said[0] == "pruned after 5 steps  val/loss 2.0000"
+    assert launcher.said[0] == "pruned after 5 steps  val/loss 2"
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, capsys):
@@ -202,6 +202,24 @@ def test_a_mistake_that_every_run_makes_is_told_and_ends_the_sweep(sweep, tmp_pa
     with pytest.raises(ValueError, match="must be one of val/loss\nevery run of the sweep fails with this") as error:
         sweep(mistaken, *TPE)
     assert not (tmp_path / "sweep").exists() and len(str(error.value).splitlines()) == 2
+
+
+def test_a_mistake_that_is_new_does_not_end_a_sweep_that_has_had_good_runs(sweep, tmp_path):
+    def mistaken_later(run, settings):
+        if int(run.name) >= 1:
+            raise ValueError("the file has gone")
+        good(run, settings)
+
+    code, launcher, _ = sweep(mistaken_later, *TPE)
+    assert code == 1 and launcher.launched == [0, 1, 2, 3, 4, 5]
+
+
+def test_where_all_runs_may_fail_a_mistake_ends_nothing(sweep, tmp_path):
+    def mistaken(run, settings):
+        raise ValueError("a mistake")
+
+    code, launcher, _ = sweep(mistaken, *TPE, "sweep.max_failure_rate=1")
+    assert code == 0 and len(launcher.launched) == 6
 
 
 def test_another_sweep_in_the_directory_is_refused_with_the_difference(sweep, tmp_path):

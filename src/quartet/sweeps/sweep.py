@@ -7,8 +7,6 @@ directories say how far they came.
 from __future__ import annotations
 
 import csv
-import json
-import os
 import re
 import shlex
 import shutil
@@ -92,7 +90,7 @@ def _directory(directory: Path, plan: Plan, *, alone: bool) -> Iterator[None]:
         raise FileExistsError(f"hydra.sweep.dir={directory} is not empty and no sweep; name another directory")
     directory.mkdir(parents=True, exist_ok=True)
     with sweep_lock(directory, alone=alone):
-        _write(directory / FILE, plan.as_data())
+        Run(directory).write(FILE, plan.as_data())
         yield
 
 
@@ -101,12 +99,6 @@ def _refusals(directory: Path, plan: Plan) -> Iterator[str]:
     if differences:
         yield f"{directory} holds another sweep; give its own command again, or another hydra.sweep.dir. What differs:"
         yield from (f"  {line}" for line in differences)
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class Sweep:
@@ -119,7 +111,6 @@ class Sweep:
         self.began = time.monotonic()
         self.mistakes: list[str] = []  # messages of jobs that failed before they trained
         self.killed: list[Run] = []  # that could not write their own end
-        self.ended_here = 0
 
     def run(self) -> int | None:
         self._settle()
@@ -127,7 +118,7 @@ class Sweep:
         try:
             self._launch()
         except (Interrupted, KeyboardInterrupt):
-            done = sum(state not in ("running", "waiting") for state in self.study.states().values())
+            done = len(self._ends())
             again = f"python scripts/train.py -m sweep.resume={shlex.quote(str(self.directory))}"
             print(f"\n{done} of {self.plan.n_trials} runs are finished; go on with: {again}", file=sys.stderr)
             raise
@@ -167,7 +158,6 @@ class Sweep:
         status = run.status
         if ending.kind == "stopped" and status not in ("completed", "pruned"):
             return f"stopped, to {'go on from its last checkpoint' if run.last_checkpoint else 'begin again'}"
-        self.ended_here += 1
         if status == "pruned":
             self.study.tell(number, "pruned")
             return f"pruned after {run.read('result.json')['steps']:,} steps{self._value_text(run)}"
@@ -185,7 +175,7 @@ class Sweep:
 
     def _value_text(self, run: Run) -> str:
         metrics = run.read("result.json")["metrics"]
-        known = [f"{name} {metrics[name]:.4f}" for name in self.plan.objectives if metrics.get(name) is not None]
+        known = [f"{name} {metrics[name]:.4g}" for name in self.plan.objectives if metrics.get(name) is not None]
         return "".join(f"  {text}" for text in known)
 
     def _failed(self, run: Run, ending: Ending, status: str) -> str:
@@ -207,9 +197,13 @@ class Sweep:
         run.write("trial.json", {"number": ending.job.number, "overrides": list(ending.job.overrides)})
 
     def _hopeless(self) -> bool:
-        """Whether every job so far fails with the same mistake, before anything is trained."""
-        enough = len(self.mistakes) >= min(SAME_MISTAKE, self.plan.n_trials)
-        return enough and len(self.mistakes) == self.ended_here and len(set(self.mistakes)) == 1
+        """Whether every job so far fails with the same mistake, before anything is trained, and that is not allowed."""
+        if len(self.mistakes) < min(SAME_MISTAKE, self.plan.n_trials) or self.settings["max_failure_rate"] == 1:
+            return False
+        return len(self.mistakes) == len(self._ends()) and len(set(self.mistakes)) == 1
+
+    def _ends(self) -> list[str]:
+        return [state for state in self.study.states().values() if state not in ("running", "waiting")]
 
     # beginning and end
     def _settle(self) -> None:
@@ -221,7 +215,7 @@ class Sweep:
                 self.ended(Ending(job, "returned", "ended before"))
             else:
                 left.append(job)
-        self.again, self.ended_here = left, 0
+        self.again = left
 
     def _introduce(self) -> None:
         n, total = self.study.n_trials, self.plan.n_trials
@@ -237,10 +231,10 @@ class Sweep:
         self._list_killed()
         if self.settings["report"]:
             self._report()
-        states = list(self.study.states().values())
-        failed, rate = states.count("fail"), self.settings["max_failure_rate"]
-        if failed > rate * len(states):
-            print(f"error: {failed} of {len(states)} runs failed, above sweep.max_failure_rate={rate}", file=sys.stderr)
+        ends = self._ends()
+        failed, rate = ends.count("fail"), self.settings["max_failure_rate"]
+        if failed > rate * len(ends):
+            print(f"error: {failed} of {len(ends)} runs failed, above sweep.max_failure_rate={rate}", file=sys.stderr)
             sys.exit(1)
 
     def _list_killed(self) -> None:
