@@ -15,7 +15,8 @@ PACKAGE = PROJECT / "src" / "quartet"
 # what a module may import, besides the standard library and its own folder
 ALLOWED = {
     "models": {"torch", "torchvision"},
-    "optim.py": {"torch"},
+    "optim.py": {"torch", "quartet.hardware"},
+    "hardware.py": {"torch"},
     "sampling.py": {"torch"},
     "data": {
         "torch", "torchvision", "numpy", "pytorch_lightning", "sklearn", "tokenizers", "PIL", "scipy", "pandas", "pyarrow",

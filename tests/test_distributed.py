@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from quartet.evaluate import evaluate
+from quartet.hardware import is_fast
 from quartet.run import Run
 
 PROJECT = Path(__file__).parents[1]
-SMALL = "model=transformer optimizer=adamw model.d_model=32 model.n_layers=2 model.n_heads=2 model.d_ff=64 "
+SMALL = "model=transformer optimizer=muon model.d_model=32 model.n_layers=2 model.n_heads=2 model.d_ff=64 "
 SMALL += "model.dropout=0 model.token_dropout=0 data=stdlib_topics data.context_length=48 data.tokenizer=byte "
 SMALL += "trainer.accelerator=cpu trainer.max_epochs=-1 trainer.max_steps=50 trainer.val_check_interval=25 "
 SMALL += "trainer.log_every_n_steps=1 callbacks=none"
@@ -60,7 +61,11 @@ def metrics(run: Run) -> dict[str, float]:
 
 
 def test_two_workers_with_n_samples_are_one_process_with_2n_sharded_or_not(start, tmp_path):
-    """The last batch of the test part is uneven: 2 workers share what one process sees."""
+    """The last batch of the test part is uneven: 2 workers share what one process sees.
+
+    Muon's iteration amplifies rounding: to 3e-3 of the loss in bfloat16, to less than 1e-5 in float32.
+    """
+    exact = not is_fast(torch.bfloat16, "cpu")
     settings = {
         "one": "data.batch_size=16",
         "ddp": "trainer=ddp data.batch_size=8",
@@ -73,9 +78,10 @@ def test_two_workers_with_n_samples_are_one_process_with_2n_sharded_or_not(start
         assert ("workers: 2; a step takes 16 samples" in output) == (name != "one")
     for name in ("ddp", "fsdp"):
         assert len(losses(runs[name])) == 50
-        assert losses(runs[name]) == pytest.approx(losses(runs["one"]), abs=1e-5)
+        assert losses(runs[name]) == pytest.approx(losses(runs["one"]), abs=1e-5 if exact else 5e-3)
         for metric, value in metrics(runs["one"]).items():  # ranks jump where rounding exchanges two samples
-            tolerance = 1e-4 if metric.endswith(("auroc", "average_precision")) else 1e-6
+            ranked = metric.endswith(("auroc", "average_precision"))
+            tolerance = (1e-4 if ranked else 1e-6) if exact else 2e-2
             assert metrics(runs[name])[metric] == pytest.approx(value, abs=tolerance, rel=tolerance), metric
     saved = {name: torch.load(run.checkpoints / "last.ckpt", weights_only=True) for name, run in runs.items()}
     assert saved["fsdp"]["state_dict"].keys() == saved["one"]["state_dict"].keys()

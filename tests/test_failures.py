@@ -240,7 +240,7 @@ def test_a_network_that_does_not_fit_says_so_and_leaves_no_run(compose, outputs,
         ),
         (
             "data.batch_size=1",
-            "with data.batch_size=1; one sample at a time is too much: take a smaller model or shorter",
+            "with data.batch_size=1; one sample at a time is too much: use a smaller model or shorter",
         ),
     ],
 )

@@ -125,3 +125,42 @@ def test_muon_with_adamw_resumes_exactly_from_its_state():
     resumed.load_state_dict(optimizer.state_dict())
     train_steps(second, resumed, 3, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), second.parameters(), strict=True))
+
+
+def a_step(optimizer_class, dtype, monkeypatch, **settings):
+    """A weight (24, 40) after three steps along the same gradients."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(24, 40, generator=generator))
+    monkeypatch.setattr(optim, "is_fast", lambda *_: dtype == torch.bfloat16)
+    optimizer = optimizer_class([{"params": [weight], "weight_decay": 0.1}], lr=0.01, momentum=0.95, **settings)
+    for _ in range(3):
+        weight.grad = torch.randn(24, 40, generator=generator)
+        optimizer.step()
+    return weight.detach()
+
+
+def test_muon_is_torchs_muon_in_bfloat16_and_close_to_it_in_float32(monkeypatch):
+    theirs = a_step(torch.optim.Muon, None, monkeypatch, adjust_lr_fn="match_rms_adamw")
+    assert torch.equal(a_step(optim.Muon, torch.bfloat16, monkeypatch), theirs)
+    ours = a_step(optim.Muon, torch.float32, monkeypatch)
+    assert not torch.equal(ours, theirs)
+    assert torch.allclose(ours, theirs, atol=2e-3), "updates are about 0.002 an element, bfloat16 has 3 digits"
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(optim.orthogonalize(matrix, torch.float32))
+    assert values.min() > 0.6 and values.max() < 1.3
+    assert torch.equal(matrix, torch.randn(shape, generator=torch.Generator().manual_seed(0))), "its argument is kept"
+
+
+def test_the_dtype_of_the_iteration_is_found_by_timing(monkeypatch):
+    """A processor whose bfloat16 products take 20 times as long uses float32; one that is quicker uses bfloat16."""
+    from quartet import hardware
+
+    for seconds, fast in ((20e-3, False), (0.5e-3, True)):
+        hardware.is_fast.cache_clear()
+        monkeypatch.setattr(hardware, "_seconds", lambda dtype, s=seconds: s if dtype == torch.bfloat16 else 1e-3)
+        assert hardware.is_fast(torch.bfloat16, "cpu") is fast
+    hardware.is_fast.cache_clear()

@@ -371,3 +371,10 @@ def test_perplexity_is_the_exponential_of_the_loss_and_bits_count_bytes(short_ru
     assert metrics["val/bits_per_byte"] == pytest.approx(metrics["val/loss"] / math.log(2), rel=0.02), (
         "one byte, one token"
     )
+
+
+def test_a_precision_that_is_emulated_is_said_in_one_line(compose, tmp_path, monkeypatch, capsys):
+    for fast, precision, said in ((False, "bf16-mixed", True), (True, "bf16-mixed", False), (False, "32-true", False)):
+        monkeypatch.setattr(build, "is_fast", lambda *_, fast=fast: fast)
+        build.build_trainer(compose("model=mlp", "trainer.accelerator=cpu", f"trainer.precision={precision}"), tmp_path)
+        assert ("trainer.precision=bf16-mixed is slow here" in capsys.readouterr().out) == said

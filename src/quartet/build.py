@@ -30,7 +30,9 @@ from quartet.callbacks.transfer import Freeze
 from quartet.check import check_pairing, signature_problems, types_of, value_problems
 from quartet.data.base import DataModule
 from quartet.data.spec import Spec
+from quartet.hardware import is_fast
 from quartet.run import Run
+from quartet.say import say
 from quartet.tasks.base import Task
 
 OURS = tuple(f"quartet.{part}" for part in ("data", "models", "tasks", "optim", "callbacks", "sharding"))
@@ -261,7 +263,7 @@ def build_trainer(
     facts = {
         "enable_checkpointing": any(isinstance(x, Checkpoints) for x in extras["callbacks"])
     }  # never Lightning's own
-    return make(
+    trainer = make(
         values,
         "trainer",
         default_root_dir=str(directory),
@@ -270,6 +272,19 @@ def build_trainer(
         **extras,
         **facts,
     )
+    _warn_of_slow_precision(trainer)
+    return trainer
+
+
+def _warn_of_slow_precision(trainer: Trainer) -> None:
+    device = trainer.strategy.root_device.type
+    for name, dtype in (("bf16", torch.bfloat16), ("16", torch.float16)):
+        if str(trainer.precision).startswith(name) and not is_fast(dtype, device):
+            kind = str(dtype).removeprefix("torch.")
+            say(
+                f"trainer.precision={trainer.precision} is slow here: this {device.upper()} emulates {kind} products, "
+                "which takes 5 to 20 times as long; trainer.precision=32-true is faster"
+            )
 
 
 def _validation_rhythm(trainer: dict[str, Any]) -> dict[str, Any]:

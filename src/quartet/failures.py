@@ -61,6 +61,6 @@ def _smaller_batch(run: Run) -> str:
     size, gathered = config.data.batch_size, config.trainer.accumulate_grad_batches
     if size == 1:
         return (
-            "one sample at a time is too much: take a smaller model or shorter samples, or trainer.precision=bf16-mixed"
+            "one sample at a time is too much: use a smaller model or shorter samples, or trainer.precision=bf16-mixed"
         )
     return f"try data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * gathered}"

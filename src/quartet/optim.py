@@ -1,9 +1,9 @@
 """Parameter groups, the Muon + AdamW pair, and learning-rate schedules as pure functions of the step.
 
-Sources: Loshchilov & Hutter 2019, decoupled weight decay (arXiv:1711.05101); Jordan et al. 2024, Muon, in torch.optim;
-Liu et al. 2025, "Muon is scalable" (arXiv:2502.16982), whose RMS rule lets one learning rate serve matrices and vectors;
-Loshchilov & Hutter 2017, cosine (arXiv:1608.03983); Smith 2018, one cycle (arXiv:1708.07120); Hu et al. 2024,
-warm-up-stable-decay (arXiv:2404.06395).
+Sources: Loshchilov & Hutter 2019, decoupled weight decay (arXiv:1711.05101); Jordan et al. 2024, Muon
+(kellerjordan.github.io/posts/muon); Liu et al. 2025, "Muon is scalable" (arXiv:2502.16982), whose RMS rule lets one
+learning rate serve matrices and vectors; Loshchilov & Hutter 2017, cosine (arXiv:1608.03983); Smith 2018, one cycle
+(arXiv:1708.07120); Hu et al. 2024, warm-up-stable-decay (arXiv:2404.06395).
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+
+from quartet.hardware import is_fast
 
 # parameter groups
 
@@ -79,30 +81,58 @@ def _assert_partition(network: nn.Module, groups: list[dict[str, Any]]) -> list[
 # the optimizer pair
 
 
-class Muon(torch.optim.Muon):
-    """Where workers hold shares of the matrices, each is gathered for its step: Newton-Schulz needs it whole."""
+class Muon(Optimizer):
+    """Nesterov momentum, made orthogonal by five Newton-Schulz steps (Jordan et al. 2024) and scaled to AdamW's RMS.
+
+    The same steps as torch.optim.Muon, whose iteration is always in bfloat16: most CPUs emulate that type, which made
+    training 25 times slower (docs/notes.md). Here it is in bfloat16 only if every worker's device is fast at it, and
+    weights may be sharded: each update is gathered, because the iteration needs whole matrices.
+    """
+
+    def __init__(self, params: list[dict[str, Any]], *, lr: float, momentum: float):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+        self._dtype: torch.dtype | None = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        groups = self.param_groups
-        if not any(isinstance(p, DTensor) for group in groups for p in group["params"]):
-            super().step()
-            return
-        for group in groups:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
             for p in group["params"]:
-                if p.grad is not None:
-                    self._step_whole(group, p)
-        self.param_groups = groups
+                if p.grad is None:
+                    continue
+                if self._dtype is None:
+                    self._dtype = _iteration_dtype(p.device)
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+                buffer = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+                update = orthogonalize(whole(p.grad.lerp(buffer, momentum)), self._dtype).to(p.dtype)
+                if isinstance(p, DTensor):  # every worker has the whole update and keeps its shard
+                    update = distribute_tensor(update, p.device_mesh, p.placements, src_data_rank=None)
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-lr * 0.2 * math.sqrt(max(p.shape)))  # AdamW's RMS (Liu et al. 2025, section 2.2)
 
-    def _step_whole(self, group: dict[str, Any], p: Any) -> None:
-        whole, state = [Replicate()] * p.device_mesh.ndim, self.state[p]
-        if "momentum_buffer" in state:
-            state["momentum_buffer"] = state["momentum_buffer"].redistribute(placements=whole)
-        p.grad = p.grad.redistribute(placements=whole)
-        self.param_groups = [{**group, "params": [p]}]
-        super().step()
-        state["momentum_buffer"] = state["momentum_buffer"].redistribute(placements=p.placements)
-        p.grad = p.grad.redistribute(placements=p.placements)
+
+def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """U Vᵀ of the matrix U S Vᵀ, with singular values between about 0.7 and 1.2: five quintic Newton-Schulz steps.
+
+    The coefficients rise as steeply at zero as they can (Jordan et al. 2024).
+    """
+    x = matrix.to(dtype, copy=True)
+    x = x.T if x.size(0) > x.size(1) else x  # the smaller Gram matrix
+    x.div_(x.norm().clamp(min=1e-7))  # largest singular value at most 1
+    for _ in range(5):
+        gram = x @ x.T
+        polynomial = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, polynomial, x, beta=3.4445)
+    return x.T if matrix.size(0) > matrix.size(1) else x
+
+
+def _iteration_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 if it is fast on the devices of all workers: they must compute the same update."""
+    fast = torch.tensor(float(is_fast(torch.bfloat16, device.type)), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(fast, torch.distributed.ReduceOp.MIN)
+    return torch.bfloat16 if fast.item() else torch.float32
 
 
 class MuonAdamW(Optimizer):
@@ -129,8 +159,7 @@ class MuonAdamW(Optimizer):
         muon = [group for group in self.param_groups if group["use_muon"]]
         rest = [group for group in self.param_groups if not group["use_muon"]]
         if muon:
-            part = Muon(muon, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-            self._parts.append(part)
+            self._parts.append(Muon(muon, lr=lr, momentum=momentum))
         if rest:
             rest = [{**group, "lr": group["lr"] * adamw_scale} for group in rest]
             self._parts.append(torch.optim.AdamW(rest, lr=lr * adamw_scale, betas=(betas[0], betas[1]), eps=eps))
@@ -140,7 +169,7 @@ class MuonAdamW(Optimizer):
     def _share(self) -> None:
         """Let the parts work on this object's groups and state."""
         for part in self._parts:
-            use_muon = isinstance(part, torch.optim.Muon)
+            use_muon = isinstance(part, Muon)
             part.param_groups = [group for group in self.param_groups if group["use_muon"] == use_muon]
             part.state = self.state
 

@@ -1,0 +1,37 @@
+"""What the processor at hand can do well."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+
+SHAPE, REPEATS = (192, 768), 3  # a matrix of the default Transformer: 1 ms in float32, 20 ms where bfloat16 is emulated
+TOLERATED = 2.0  # times float32; units of its own make a product faster, emulation was 8 to 28 times slower (measured)
+
+
+@cache
+def is_fast(dtype: torch.dtype, device_type: str) -> bool:
+    """Whether matrix products in this 16-bit type have units of their own here, instead of being emulated.
+
+    CPUs are timed once per process, about 0.1 s at worst, because flags tell neither what torch's libraries make of
+    them nor how far they were limited (ONEDNN_MAX_CPU_ISA). The time is that of the processor, which other processes
+    hardly disturb.
+    """
+    if device_type == "cuda":
+        return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type != "cpu":
+        return True
+    return _seconds(dtype) < TOLERATED * _seconds(torch.float32)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """Processor time of one product, the least of a few."""
+    matrix = torch.ones(SHAPE, dtype=dtype)
+    times = []
+    for _ in range(1 + REPEATS):  # the first one prepares kernels and threads
+        start = time.process_time()
+        matrix @ matrix.T
+        times.append(time.process_time() - start)
+    return min(times[1:])
