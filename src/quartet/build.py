@@ -1,16 +1,14 @@
 """From a config to a data module, a network, a task and a trainer; the only place that instantiates.
 
-A config read back from a run is data from outside: a `_target_` may name nothing but our own parts and the modules,
-optimizers, schedules, callbacks and loggers of torch, torchvision, torchmetrics and Lightning.
+A config read back from a run is data from outside: a `_target_` may name nothing but our own parts, the modules,
+optimizers, schedules, callbacks and loggers of torch, torchvision and Lightning, and what the user trusts (`trust.py`).
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,26 +21,28 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
-from quartet import optim
+from quartet import optim, trust
 from quartet.callbacks.checkpoint import Checkpoints
 from quartet.callbacks.pruning import Pruning
 from quartet.callbacks.transfer import Freeze
 from quartet.check import check_pairing, signature_problems, types_of, value_problems
+from quartet.cli import in_sweep
 from quartet.data.base import DataModule
 from quartet.data.spec import Spec
 from quartet.hardware import is_fast
 from quartet.run import Run
-from quartet.say import say
+from quartet.say import printable, say
 from quartet.tasks.base import Task
 
-OURS = tuple(f"quartet.{part}" for part in ("data", "models", "tasks", "optim", "callbacks", "sharding"))
-THEIRS = ("torch", "torchvision", "torchmetrics", "pytorch_lightning")
 PLACES = {  # what a group is made of; a function must say in its annotation that it makes such a thing
     "data": DataModule, "model": nn.Module, "task": Task, "optimizer": Optimizer, "scheduler": (ReduceLROnPlateau, float),
     "trainer": Trainer, "callbacks": Callback, "logger": Logger,
 }  # fmt: skip
 # text that leads out of a run's directory, and settings of Lightning's parts that say where to write
 OUTSIDE, WHERE = re.compile(r"^[/\\~]|^\w+:[/\\]|(^|[/\\])\.\.([/\\]|$)"), re.compile(r"(dir|path|uri|location)$")
+FIELD = re.compile(
+    r"\{[\w/]+(:0?\d?\d?(\.\d)?[defg]?)?\}"
+)  # of a file name: {epoch}, {val/loss:.2f}; others make any character
 # keys that no constructor takes: those that steer composition, and those that say how training starts
 NOTES = ("_target_", "accepts", "provides", "window_order", "recipe", "predicts", "max_restarts", "rendezvous")
 START = ("init_from", "freeze", "backbone_lr")
@@ -51,32 +51,68 @@ START = ("init_from", "freeze", "backbone_lr")
 # instantiation
 
 
-def locate(target: str, place: str | None = None) -> Callable[..., Any]:
+def locate(target: str, place: str | None = None, among: set[str] | None = None) -> Callable[..., Any]:
     """The class or function behind `_target_`; ValueError unless it is on the allow-list for that place.
 
-    `place` is a group of `conf/`; None: within a part, where there may be classes of ours only.
+    `place` is a group of `conf/`; None: within a part, where there may be classes of ours only. `among`: the packages
+    that are trusted, for a config from elsewhere. What is not allowed is not imported.
     """
-    module_name, _, name = str(target).rpartition(".")
-    found = None
-    if module_name.split(".")[0] in ("quartet", *THEIRS):
-        with suppress(ImportError):
-            found = getattr(importlib.import_module(module_name), name, None)
-    if not _allowed(found, place):
-        raise ValueError(f"_target_={target} is not allowed: nothing of that name belongs there")
-    assert found is not None
-    return found
+    target = str(target)
+    reason = trust.refusal(target, place, among)
+    if reason is None:
+        found = _imported(target)
+        if _allowed(found, place, target):
+            return found
+        reason = _unfit(target, place) if _is_users(target) else "nothing of that name belongs there"
+    raise ValueError(f"_target_={printable(target)} is not allowed: {reason}")
 
 
-def _allowed(found: Any, place: str | None) -> bool:
+def _imported(target: str) -> Any:
+    """What a name stands for; None if our parts or the libraries have none such. The user's own must be importable."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(trust.load(module), name, None)
+    except Exception as error:
+        if not _is_users(target):
+            return None
+        reason = f"{type(error).__name__}: {printable(str(error))}"
+        where = "" if type(error).__name__ != "ModuleNotFoundError" else "; put its folder on PYTHONPATH"
+        raise ValueError(f"_target_={target}: importing {module} failed ({reason}){where}") from error
+
+
+def _is_users(target: str) -> bool:
+    return target.split(".")[0] not in trust.KNOWN
+
+
+def _allowed(found: Any, place: str | None, target: str) -> bool:
     if place is None:
-        return inspect.isclass(found) and _is_ours(found)
+        return inspect.isclass(found) and (
+            _is_ours(found) or _home(found)[0] == target.split(".")[0] not in trust.KNOWN
+        )
     made = types_of(found).get("return") if inspect.isfunction(found) else found
-    known = _is_ours(found) or (inspect.isclass(found) and _home(found)[0] in THEIRS)
+    known = _is_ours(found) or _is_users(target) or (inspect.isclass(found) and _home(found)[0] in trust.LIBRARIES)
     return known and inspect.isclass(made) and issubclass(made, PLACES[place])
 
 
+def _unfit(target: str, place: str | None) -> str:
+    """What is wrong with a part of the user's own."""
+    if place is None:
+        return f"within another part there may be classes, and {target} is not a class of that package"
+    kinds = [f"{kind.__module__}.{kind.__name__}" for kind in _kinds(place) if kind is not float]
+    what = f"a class derived from {' or '.join(kinds)}"
+    function = (
+        "a function annotated as -> float" if float in _kinds(place) else f"a function annotated as -> {kinds[0]}"
+    )
+    return f"{place} must be {what}, or {function}"
+
+
+def _kinds(place: str) -> tuple[type, ...]:
+    kinds = PLACES[place]
+    return kinds if isinstance(kinds, tuple) else (kinds,)
+
+
 def _is_ours(found: Any) -> bool:
-    return ".".join(_home(found)[:2]) in OURS
+    return ".".join(_home(found)[:2]) in trust.OURS
 
 
 def _home(found: Any) -> list[str]:
@@ -110,28 +146,56 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def check(config: DictConfig) -> None:
-    """Everything that can be known to be wrong before data are read: one ValueError with a line for each problem."""
+    """Everything that can be known to be wrong before data are read: one ValueError with a line for each problem.
+
+    The config is the user's own: it may use the packages that it names.
+    """
+    if not in_sweep():  # a job may have been composed from a file; what the user typed is in the environment then
+        trust.grant(trust.packages(plain(config)))
+    _check(config)
+
+
+def _check(config: DictConfig, among: set[str] | None = None) -> None:
     check_pairing(config)
     problems: dict[str, str] = {}
-    for problem in [*value_problems(config), *_construction_problems(plain(config))]:
+    for problem in [*value_problems(config), *_construction_problems(plain(config), among)]:
         key = re.split(r"[ =:]", problem)[0]  # a rule and a constructor may both mind a value: once is enough
         problems.setdefault(key, problem)
     if problems:
         raise ValueError("\n".join(problems.values()))
 
 
-def _construction_problems(config: dict[str, Any]) -> Iterator[str]:
+def _construction_problems(config: dict[str, Any], among: set[str] | None) -> Iterator[str]:
     for place, node in _nodes(config):
-        target = locate(node["_target_"], place.split(".")[0])
+        target = locate(node["_target_"], place.split(".")[0], among)
+        for inner in _inner_targets(node):
+            locate(inner, None, among)
         settings = {key: value for key, value in node.items() if key not in (*NOTES, *START)}
         yield from signature_problems(target, settings, place)
-        if not _is_ours(target):
+        if _writes_by_itself(target, place.split(".")[0]):
             yield from _escapes(place, settings)
         if hasattr(target, "problems"):
             yield from target.problems(settings)  # type: ignore[attr-defined]
     known = val_metrics(config)
     if config["monitor"]["metric"] not in known:
         yield f"monitor.metric must be one of {', '.join(known)}, not {config['monitor']['metric']!r}"
+
+
+def _inner_targets(node: Any) -> Iterator[Any]:
+    """Of the parts within a part, at whatever depth."""
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, dict) and "_target_" in value:
+            yield value["_target_"]
+        if isinstance(value, dict | list):
+            yield from _inner_targets(value)
+
+
+def _writes_by_itself(target: Any, group: str) -> bool:
+    """Whether code of a library would write what the settings say, which looks at no run: in a class derived from it too."""
+    if _is_ours(target) or not inspect.isclass(target):
+        return False
+    common = {base for kind in _kinds(group) for base in kind.__mro__} if target not in _kinds(group) else set()
+    return any(_home(base)[0] in trust.LIBRARIES for base in target.__mro__ if base not in common)
 
 
 def val_metrics(config: Any) -> list[str]:
@@ -150,17 +214,22 @@ def _nodes(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _escapes(place: str, settings: Any) -> Iterator[str]:
     """Settings of Lightning's parts by which they would write elsewhere than in the run."""
     for key, value in settings.items() if isinstance(settings, dict) else enumerate(settings):
-        if isinstance(value, dict | list):
+        name = f"{place}.{key}={printable(str(value))}"
+        if value is not None and WHERE.search(str(key)):
+            yield f"{name} climbs out of the run, which holds all that it writes; leave it out"
+        elif isinstance(value, dict | list):
             yield from _escapes(f"{place}.{key}", value)
-        elif isinstance(value, str) and (OUTSIDE.search(value) or WHERE.search(str(key))):
-            yield f"{place}.{key}={value} climbs out of the run, which holds all that it writes; leave it out"
+        elif isinstance(value, str) and OUTSIDE.search(value):
+            yield f"{name} climbs out of the run, which holds all that it writes; leave it out"
+        elif isinstance(value, str) and re.search(r"[{}$]", FIELD.sub("", value)):
+            yield f"{name} could climb out of the run once it is filled in; use fields such as {{epoch}} or {{val/loss:.2f}}"
 
 
 def opened(run: Run) -> DictConfig:
     """The config of a run, checked as one from the command line is: it may come from elsewhere, as the run may."""
     config, where = run.config, run.directory / "config.yaml"
     try:
-        check(config)
+        _check(config, trust.trusted() | run.trusted)
     except ValueError as error:
         raise ValueError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
     except Exception as error:  # parts that are missing or of another shape

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from quartet.interruption import Interrupted
@@ -38,6 +39,7 @@ except ImportError:  # Windows has no such locks
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+CONFIG_BYTES = 1_000_000  # a config has about 6 KB; names of columns or classes may make it longer
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
 
@@ -46,6 +48,7 @@ class Run:
 
     def __init__(self, directory: Path):
         self.directory = directory
+        self.trusted: set[str] = set()  # packages that the user who began it named; never what a file says
 
     @classmethod
     def create(cls, config: DictConfig) -> Run:
@@ -107,8 +110,10 @@ class Run:
         """As it was written: plain values, all of them resolved. ValueError where it is anything else."""
         path = self.directory / "config.yaml"
         try:
-            config = OmegaConf.load(path)
-            values = str(OmegaConf.to_container(config, resolve=False))
+            config = OmegaConf.create(_yaml_text(path))
+            values: Any = OmegaConf.to_container(config, resolve=False)
+            _check_plain(values)
+            text = str(values)
         except OSError:
             raise
         except Exception as error:  # of YAML, OmegaConf, the encoding, the depth
@@ -117,7 +122,7 @@ class Run:
             ) from error
         if not isinstance(config, DictConfig) or not isinstance(config.get("run"), DictConfig):
             raise ValueError(f"{path} is no config of a run; bring back the file")
-        if "${" in values:
+        if "${" in text:
             raise ValueError(
                 f"{path} refers to other values with ${{…}}, which the config of a run never does; write them out"
             )
@@ -287,6 +292,32 @@ def _writable(where: str | Path) -> Iterator[None]:
             raise
         remedy = "make room or name another place with run.root=…, run.dir=… or QUARTET_OUTPUTS"
         raise OSError(f"no run can be written to {where} ({error.strerror}); {remedy}") from error
+
+
+def _yaml_text(path: Path) -> str:
+    """ValueError where it would cost much to load: what is named once and used often grows to any size."""
+    with path.open("rb") as file:
+        content = file.read(CONFIG_BYTES + 1)
+    if len(content) > CONFIG_BYTES:
+        raise ValueError(f"it has more than {CONFIG_BYTES:,} bytes")
+    text = content.decode("utf-8-sig")
+    if ("&" in text or "*" in text) and any(getattr(event, "anchor", None) for event in yaml.parse(text)):
+        raise ValueError("it refers to parts of itself with & and *")
+    return text
+
+
+def _check_plain(values: Any) -> None:
+    """ValueError where there is more than YAML's own texts, numbers, true, false and null; YAML can make paths and bytes."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            if type(key) not in (str, int, float, bool) or not str(key).isprintable():
+                raise ValueError(f"the key {key!r} is not plain text")
+            _check_plain(value)
+    elif isinstance(values, list):
+        for value in values:
+            _check_plain(value)
+    elif values is not None and type(values) not in (str, int, float, bool):
+        raise ValueError(f"a {type(values).__name__} is not a text or number")
 
 
 def _first_line(error: Exception) -> str:

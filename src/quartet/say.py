@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 
 
 def say(line: str) -> None:
     """Print a line at once; of processes that train together the first one does (launchers number them in RANK)."""
     if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK")):
         print(line, flush=True)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text from a file as a terminal may show it: characters that steer it are written out, such as \\x1b, but for `keep`.
+
+    They would set titles, clear the screen, turn the direction of writing or pretend to be lines of ours.
+    """
+    return "".join(c if c in keep or not _steers(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _steers(character: str) -> bool:
+    """Control characters, lone surrogates, separators of lines, and marks that turn or hide what is beside them.
+
+    Not the two joiners, without which some scripts and emoji cannot be written.
+    """
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d"
