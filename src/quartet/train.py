@@ -17,6 +17,7 @@ from quartet import build, transfer
 from quartet.callbacks.pruning import Pruning
 from quartet.data.base import DataModule, user_path
 from quartet.failures import TOO_LARGE, explain, is_out_of_memory
+from quartet.hardware import keep_freed_memory
 from quartet.interruption import stoppable
 from quartet.run import Run
 from quartet.say import say
@@ -169,6 +170,8 @@ def _introduce(data: DataModule, task: Task, trainer: Trainer) -> None:
 
 def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
     data, task, trainer, _ = parts
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     for name in ("result.json", "error.txt"):  # of the part before, where the run goes on
         (run.directory / name).unlink(missing_ok=True)
     trainer.fit(task, datamodule=data, ckpt_path=run.last_checkpoint, weights_only=True)
