@@ -31,7 +31,7 @@ ALLOWED = {
     "sweeps": {
         "hydra", "omegaconf", "cloudpickle", "rich", "optuna", "submitit", "ray",
         "quartet.build", "quartet.check", "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.report",
-        "quartet.run", "quartet.say", "quartet.train", "quartet.worker", "quartet.workers",
+        "quartet.run", "quartet.say", "quartet.train", "quartet.trust", "quartet.worker", "quartet.workers",
     },
     "report": {
         "numpy", "scipy", "optuna", "matplotlib", "omegaconf",

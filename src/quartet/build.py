@@ -19,13 +19,13 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from quartet import optim, trust
 from quartet.callbacks.checkpoint import Checkpoints
 from quartet.callbacks.pruning import Pruning
 from quartet.callbacks.transfer import Freeze
-from quartet.check import check_pairing, signature_problems, types_of, value_problems
+from quartet.check import check_pairing, required, signature_problems, takes, types_of, value_problems
 from quartet.cli import in_sweep
 from quartet.data.base import DataModule
 from quartet.data.spec import Spec
@@ -35,7 +35,7 @@ from quartet.say import printable, say
 from quartet.tasks.base import Task
 
 PLACES = {  # what a group is made of; a function must say in its annotation that it makes such a thing
-    "data": DataModule, "model": nn.Module, "task": Task, "optimizer": Optimizer, "scheduler": (ReduceLROnPlateau, float),
+    "data": DataModule, "model": nn.Module, "task": Task, "optimizer": Optimizer, "scheduler": (LRScheduler, float),
     "trainer": Trainer, "callbacks": Callback, "logger": Logger,
 }  # fmt: skip
 # text that leads out of a run's directory, and settings of Lightning's parts that say where to write
@@ -257,7 +257,23 @@ def build_data(config: DictConfig, preprocessing: dict[str, Any] | None = None) 
 
 
 def build_network(config: DictConfig, spec: Spec) -> nn.Module:
-    return make(plain(config)["model"], "model", **spec.sizes)
+    """Sizes flow in from the data; a network of the user's own is given those that its constructor names."""
+    node = plain(config)["model"]
+    target, sizes = locate(node["_target_"], "model"), spec.sizes
+    if _is_users(node["_target_"]):
+        sizes = {name: size for name, size in sizes.items() if takes(target, name)}
+        missing = required(target) - sizes.keys() - settings_of(node).keys()
+        if missing:
+            known = ", ".join(spec.sizes)
+            raise ValueError(
+                f"model: {node['_target_']} needs {', '.join(sorted(missing))}; the data give {known}, "
+                "and the rest belongs in the config, such as +model.width=64"
+            )
+    network = make(node, "model", **sizes)
+    asked = [f"model.{key}" for key in ("freeze", "backbone_lr") if node.get(key) not in (None, 0, 1.0)]
+    if asked and not isinstance(getattr(network, "head", None), nn.Module):
+        raise ValueError(f"{' and '.join(asked)} spares the head, and {node['_target_']} has no module named head")
+    return network
 
 
 def build_task(config: DictConfig, spec: Spec, *, train: bool = False) -> Task:
@@ -276,7 +292,7 @@ def build_optimizer(node: dict[str, Any], network: nn.Module, *, backbone_lr: fl
     """`backbone_lr` multiplies the rate of all but the head."""
     settings = settings_of(node)
     group = optim.muon_groups if node["_target_"].endswith("MuonAdamW") else optim.parameter_groups
-    groups = group(network, settings["weight_decay"])
+    groups = group(network, settings.get("weight_decay", 0.0))
     if backbone_lr != 1:
         groups = optim.backbone_groups(network, groups, settings["lr"], backbone_lr)
     return locate(node["_target_"], "optimizer")(groups, **settings)
@@ -286,12 +302,17 @@ def build_scheduler(
     node: dict[str, Any], monitor: dict[str, Any], optimizer: Optimizer, total_steps: int
 ) -> dict[str, Any]:
     """Lightning's description of a schedule; `total_steps` counts optimizer steps."""
-    target, settings = locate(node["_target_"], "scheduler"), settings_of(node)
-    if target is ReduceLROnPlateau:
-        scheduler = ReduceLROnPlateau(optimizer, mode=monitor["mode"], **settings)
+    target: Any = locate(node["_target_"], "scheduler")
+    settings = settings_of(node)
+    if inspect.isfunction(target):
+        multiplier = partial(_call_schedule, target, total_steps, settings)
+        return {"scheduler": LambdaLR(optimizer, multiplier), "interval": "step"}
+    if issubclass(target, ReduceLROnPlateau):
+        scheduler = target(optimizer, mode=monitor["mode"], **settings)
         return {"scheduler": scheduler, "interval": "step", "monitor": monitor["metric"], "strict": False}
-    multiplier = partial(_call_schedule, target, total_steps, settings)
-    return {"scheduler": LambdaLR(optimizer, multiplier), "interval": "step"}
+    if takes(target, "total_steps"):
+        settings.setdefault("total_steps", total_steps)
+    return {"scheduler": target(optimizer, **settings), "interval": "step"}
 
 
 def _call_schedule(schedule: Callable[..., float], total: int, settings: dict[str, Any], step: int) -> float:
@@ -305,14 +326,21 @@ def build_callbacks(config: DictConfig, directory: Path) -> list[Callback]:
     callbacks: list[Callback] = [Freeze(epochs=frozen)] if frozen else []  # before those that look at gradients
     for node in values["callbacks"].values():
         if node is not None:
-            place = places.get(locate(node["_target_"], "callbacks"))  # type: ignore[call-overload]
+            target = locate(node["_target_"], "callbacks")
+            bases = target.__mro__ if inspect.isclass(target) else ()
+            place = next((places[base] for base in bases if base in places), None)
             callbacks.append(make(node, "callbacks", **({"directory": place} if place else {})))
     return callbacks
 
 
 def build_loggers(config: DictConfig, directory: Path) -> list[Logger]:
-    nodes = plain(config)["logger"].values()
-    return [make(node, "logger", save_dir=str(directory)) for node in nodes if node is not None]
+    """Those that write files are told where; one of the user's own need not be."""
+    nodes = [node for node in plain(config)["logger"].values() if node is not None]
+    told = [takes(locate(node["_target_"], "logger"), "save_dir") for node in nodes]
+    return [
+        make(node, "logger", **({"save_dir": str(directory)} if files else {}))
+        for node, files in zip(nodes, told, strict=True)
+    ]
 
 
 def build_trainer(

@@ -162,6 +162,19 @@ def _parameters(target: Callable[..., Any]) -> tuple[set[str], dict[str, Any], b
     return names, hints, True
 
 
+def takes(target: Callable[..., Any], name: str) -> bool:
+    """Whether an argument of this name may be given."""
+    names, _, open_ended = _parameters(target)
+    return name in names or open_ended
+
+
+def required(target: Callable[..., Any]) -> set[str]:
+    """Arguments that have to be given by name."""
+    parameters = inspect.signature(target).parameters.values()
+    many = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name for p in parameters if p.default is p.empty and p.kind not in many}
+
+
 def types_of(call: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(call)

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from quartet import trust
 from quartet.interruption import Interrupted
 from quartet.run import PROJECT, outputs, sweep_command
 
@@ -55,6 +56,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     print(_message(error, config_name), file=sys.stderr, flush=True)
 
             try:
+                trust.inherit(trust.packages_in_words(sys.argv[1:]))  # what the user types is the user's own
                 sys.argv[1:] = resumed_arguments(sys.argv[1:])
                 if {"-h", "--help"} & set(sys.argv[1:]):
                     return print(help_text(config_name, work.__globals__.get("__doc__") or "", sys.argv[1:]))
@@ -106,6 +108,12 @@ def resumed_arguments(words: list[str]) -> list[str]:
             raise ValueError(
                 f"{directory / 'sweep.json'} would set {word}, which could run programs; say it too if you mean it"
             )
+    named = set(trust.packages_in_words(command)) - trust.trusted()
+    if named:
+        raise ValueError(
+            f"{directory / 'sweep.json'} would use the package {', '.join(sorted(named))}, which a file alone cannot ask "
+            f"for; if it is yours, set {trust.VARIABLE}={','.join(sorted(named))} or name it in conf/"
+        )
     place = "hydra.sweep.dir='{}'".format(str(directory).replace("'", "\\'"))
     flags = [word for word in words if word.startswith("-")]
     others = [word for word in words if not word.startswith(("-", "sweep.resume="))]

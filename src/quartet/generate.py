@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from quartet import build, check, sampling
 from quartet.check import Rule
 from quartet.run import Run
+from quartet.tasks.language_modeling import LanguageModeling
 from quartet.train import load_network
 
 RULES = {
@@ -89,7 +90,8 @@ def heal(ids: list[int], tokenizer: Any) -> tuple[list[int], bytes, tuple[int, .
 def load(run: Run) -> tuple[torch.nn.Module, Any]:
     """The network of a language-model run with its best weights, and the run's tokenizer."""
     config = build.opened(run)
-    if not config.task._target_.endswith("LanguageModeling"):
+    task: Any = build.locate(config.task._target_, "task")
+    if not issubclass(task, LanguageModeling):
         raise ValueError(
             f"{run} is no language model ({config.run.name}); train one with data=stdlib or data=shakespeare"
         )

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from quartet import trust
 from quartet.check import check_pairing
 from quartet.cli import in_sweep
 from quartet.interruption import Interrupted, stoppable
 from quartet.run import Run
 from quartet.say import say
 from quartet.sweeps.locks import job_lock
-from quartet.workers import environment_rank, run_workers, share_directory
+from quartet.workers import environment_rank, inherited, run_workers, share_directory
 
 MEETING = 3600  # seconds that a machine waits for another one that reads the data: tokenising 1 GB takes 20 minutes
 SAMPLE_TOKENS = 160  # about ten lines of code
@@ -51,10 +52,17 @@ def _train(run: Run, data: Any) -> Run:
     try:
         execute(run, data)
     except Interrupted as interruption:
-        again = f"python scripts/train.py resume={shlex.quote(str(run))}"
+        again = f"{_trusting(run)}python scripts/train.py resume={shlex.quote(str(run))}"
         print(f"{interruption}; go on with: {again}", file=sys.stderr)
         raise
     return run
+
+
+def _trusting(run: Run) -> str:
+    """What stands before a command that opens the run, where it is made of a package that only this command has named."""
+    with suppress(OSError, ValueError):
+        return trust.prefix(OmegaConf.to_container(run.config))
+    return ""
 
 
 def _job(config: DictConfig) -> Run:
@@ -87,13 +95,14 @@ def execute(run: Run, data: Any) -> None:
         return
     del data  # each worker reads them for itself
     try:
-        run_workers(
-            run.directory,
-            n,
-            n_nodes=settings.num_nodes,
-            rendezvous=settings.rendezvous,
-            max_restarts=settings.max_restarts,
-        )
+        with inherited(trust.environment(run.trusted)):
+            run_workers(
+                run.directory,
+                n,
+                n_nodes=settings.num_nodes,
+                rendezvous=settings.rendezvous,
+                max_restarts=settings.max_restarts,
+            )
     except (Exception, Interrupted) as error:
         run.ended_badly(error)
         raise
@@ -225,12 +234,12 @@ def _report(run: Run, result: dict[str, Any]) -> None:
     generates = "test/bits_per_byte" in metrics
     if generates:
         _show_sample(run)
-    where = shlex.quote(str(run))
+    where, trusting = shlex.quote(str(run)), _trusting(run)
     print(f"\nrun: {run}\nnext:")
-    print(f"  python scripts/evaluate.py run={where} split=test")
+    print(f"  {trusting}python scripts/evaluate.py run={where} split=test")
     if generates:
         word = "def " if _prompt(run) else "The "
-        print(f'  python scripts/generate.py run={where} prompt="{word}"')
+        print(f'  {trusting}python scripts/generate.py run={where} prompt="{word}"')
     print("  make tensorboard", flush=True)
 
 

@@ -31,6 +31,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from quartet.interruption import Interrupted
+from quartet.trust import packages
 
 try:
     import fcntl
@@ -60,7 +61,8 @@ class Run:
             run = cls(_new_directory(config))
             try:
                 (run.directory / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
-                run.write("environment.json", {**environment(), "signature": signature(config)})
+                own = packages(OmegaConf.to_container(config, resolve=True))  # noted for people, never believed
+                run.write("environment.json", {**environment(), "signature": signature(config), "own_packages": own})
             except BaseException:
                 shutil.rmtree(run.directory)
                 raise

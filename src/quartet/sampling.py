@@ -52,17 +52,19 @@ def generate(
 ) -> Iterator[int]:
     """Yield token ids that follow the prompt, until `stop_id` (not yielded) or `max_tokens`; the first of `first_ids`.
 
-    `network` has `advance(tokens, state)` and may have a `context_length`; where the text outgrows it, the window is cut
-    to its newer half and read again, with the cache and without it alike, so that both give the same tokens.
+    `network` may have `advance(tokens, state)`, without which all of the window is read for each token, and a
+    `context_length`; where the text outgrows it, the window is cut to its newer half and read again, with the cache and
+    without it alike, so that both give the same tokens.
     """
     assert prompt_ids, "generation needs at least one token to start from"
     device = next(network.parameters()).device
     context_length = getattr(network, "context_length", None)
     window = list(prompt_ids[-context_length:] if context_length else prompt_ids)
-    state, unread = None, list(window)
+    state, unread, advance = None, list(window), getattr(network, "advance", None)
+    cache = cache and advance is not None
     for step in range(max_tokens):
         tokens = torch.tensor([unread if cache else window], device=device)
-        logits, state = network.advance(tokens, state if cache else None)
+        logits, state = advance(tokens, state if cache else None) if advance else (network(tokens), None)
         scores = logits[0, -1].clone()
         scores[list(forbidden_ids)] = -torch.inf
         if step == 0 and first_ids is not None:

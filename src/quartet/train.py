@@ -13,8 +13,9 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
 
-from quartet import build, transfer
+from quartet import build, transfer, trust
 from quartet.callbacks.pruning import Pruning
+from quartet.cli import in_sweep
 from quartet.data.base import DataModule, user_path
 from quartet.failures import TOO_LARGE, explain, is_out_of_memory
 from quartet.hardware import keep_freed_memory
@@ -75,6 +76,8 @@ def create(config: DictConfig) -> tuple[Run, DataModule]:
         config.data.path = user_path(config.data.path)  # the run's config means the same from every directory
     transfer.make_absolute(config)
     run = Run.create(config)
+    if not in_sweep():
+        run.trusted = set(trust.packages(build.plain(config)))
     try:
         return run, fit_data(run)
     except BaseException:

@@ -87,10 +87,14 @@ def grant(names: Iterable[str]) -> None:
 
 def inherit(names: Iterable[str]) -> None:
     """The same for this process and all that it starts, whatever they read."""
+    grant(set(names) - trusted())
+    os.environ.update(environment(names))
+
+
+def environment(names: Iterable[str]) -> dict[str, str]:
+    """By what variables a process that is started learns of them, besides those that it knows anyway."""
     names = set(names) - trusted()
-    grant(names)
-    if names:
-        os.environ[VARIABLE] = ",".join(sorted(_named_in_environment() | names))
+    return {VARIABLE: ",".join(sorted(_named_in_environment() | names))} if names else {}
 
 
 def prefix(config: Any) -> str:

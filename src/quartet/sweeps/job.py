@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.singleton import Singleton
@@ -11,6 +11,7 @@ from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from quartet import trust
 from quartet.cli import quiet_libraries
 from quartet.sweeps.child import Job
 
@@ -23,9 +24,11 @@ class HydraJob:
     task_function: TaskFunction
     config: DictConfig
     state: Any  # of Hydra's singletons in the sweep's process
+    trusted: frozenset[str] = field(default_factory=lambda: frozenset(trust.trusted()))  # by the user of that process
 
     def __call__(self, job: Job) -> Any:
         quiet_libraries()
+        trust.inherit(self.trusted)  # schedulers need not hand the environment on
         Singleton.set_state(self.state)
         setup_globals()
         config = self.context.config_loader.load_sweep_config(self.config, list(job.overrides))

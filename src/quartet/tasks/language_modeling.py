@@ -29,6 +29,12 @@ class LanguageModeling(Task):
     def __init__(self, *, order: str, label_smoothing: float, **common: Any):
         super().__init__(**common)
         self.carries_state, self.label_smoothing = order == "contiguous", label_smoothing
+        if self.carries_state and not hasattr(self.network, "advance"):
+            kind = type(self.network).__name__
+            raise ValueError(
+                f"contiguous windows need a network with advance(tokens, state), and {kind} has none; "
+                "model.window_order=shuffled does without"
+            )
         self.state: dict[str, Any] = {}  # one per part
         self.register_buffer("token_bytes", torch.tensor(self.spec.token_bytes), persistent=False)
         self.sums = nn.ModuleDict({f"{part}_sums": _Sums() for part in ("val", "test")})
