@@ -11,8 +11,9 @@ from quartet.cli import command
 @command("report")
 def work(config: DictConfig) -> None:
     from quartet.report import report
+    from quartet.say import printable
 
-    print(report(config.sweep_directory, config.runs, config.output, config.test_winner).summary)
+    print(printable(report(config.sweep_directory, config.runs, config.output, config.test_winner).summary, keep="\n"))
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ ALLOWED = {
     "callbacks": {
         "torch", "numpy", "pytorch_lightning", "matplotlib", "rich", "PIL", "sklearn", "torchmetrics", "tensorboard",
         "quartet.sampling", "quartet.optim", "quartet.data.spec", "quartet.data.base",
-        "quartet.distributed", "quartet.interruption", "quartet.sweeps.study",
+        "quartet.distributed", "quartet.interruption", "quartet.run", "quartet.say", "quartet.sweeps.study",
     },
     "sweeps": {
         "hydra", "omegaconf", "cloudpickle", "rich", "optuna", "submitit", "ray",
@@ -35,7 +35,7 @@ ALLOWED = {
     },
     "report": {
         "numpy", "scipy", "optuna", "matplotlib", "omegaconf",
-        "quartet.run", "quartet.build", "quartet.train", "quartet.evaluate",
+        "quartet.run", "quartet.build", "quartet.train", "quartet.evaluate", "quartet.say",
     },
     "say.py": set(),
     "trust.py": set(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from quartet.check import check_pairing, required, signature_problems, takes, ty
 from quartet.cli import in_sweep
 from quartet.data.base import DataModule
 from quartet.data.spec import Spec
+from quartet.failures import is_out_of_memory
 from quartet.hardware import is_fast
 from quartet.run import Run
 from quartet.say import printable, say
@@ -46,6 +48,8 @@ FIELD = re.compile(
 # keys that no constructor takes: those that steer composition, and those that say how training starts
 NOTES = ("_target_", "accepts", "provides", "window_order", "recipe", "predicts", "max_restarts", "rendezvous")
 START = ("init_from", "freeze", "backbone_lr")
+# what Python raises where a file has another shape than the code that reads it expects
+STUMBLES = (ArithmeticError, AttributeError, LookupError, TypeError)
 
 
 # instantiation
@@ -230,12 +234,23 @@ def opened(run: Run) -> DictConfig:
     config, where = run.config, run.directory / "config.yaml"
     try:
         _check(config, trust.trusted() | run.trusted)
+        if not run.may_download:
+            _download_nothing(config.data)
     except ValueError as error:
         raise ValueError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
     except Exception as error:  # parts that are missing or of another shape
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{where} is no config of a run ({reason}); bring back the file, or train again") from error
     return config
+
+
+def _download_nothing(node: DictConfig) -> None:
+    """A run that is read back fetches nothing: what it names it may name for somebody else."""
+    for key in node:
+        if key == "download":
+            node[key] = False
+        elif isinstance(node.get(key), DictConfig):
+            _download_nothing(node[key])
 
 
 # the parts
@@ -245,15 +260,34 @@ def build_data(config: DictConfig, preprocessing: dict[str, Any] | None = None) 
     """The data module; with the preprocessing of a run it knows its `spec` without reading any data."""
     data = make(plain(config)["data"], "data")
     if preprocessing is not None:
-        try:
+        with _blaming("preprocessing.json", Exception):  # nothing but this file is read here
             data.restore(preprocessing)
-            _ = data.spec
-        except (LookupError, TypeError, AttributeError) as error:
-            kind = f"{type(error).__name__}: {error}"
-            raise ValueError(
-                f"preprocessing.json is not that of these data ({kind}); bring it back, or train again"
-            ) from error
+            data.spec.check()
     return data
+
+
+def restore_data(run: Run, config: DictConfig, *, read: bool = True) -> DataModule:
+    """The data module of a run with its preprocessing; `read`: with its data, which must be what they were."""
+    path = run.directory / "preprocessing.json"
+    preprocessing = run.read(path.name)
+    try:
+        data = build_data(config, preprocessing)
+    except ValueError as error:
+        raise ValueError(str(error).replace(path.name, str(path), 1)) from error
+    if read:  # mistakes in the data are ValueErrors with a message of their own
+        with _blaming(str(path), *STUMBLES):
+            data.setup()
+    return data
+
+
+@contextmanager
+def _blaming(name: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds are those of a damaged file: whatever a reader may stumble over in it."""
+    try:
+        yield
+    except kinds as error:
+        reason = printable(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{name} is not that of these data ({reason}); bring it back, or train again") from error
 
 
 def build_network(config: DictConfig, spec: Spec) -> nn.Module:
@@ -269,7 +303,15 @@ def build_network(config: DictConfig, spec: Spec) -> nn.Module:
                 f"model: {node['_target_']} needs {', '.join(sorted(missing))}; the data give {known}, "
                 "and the rest belongs in the config, such as +model.width=64"
             )
-    network = make(node, "model", **sizes)
+    try:
+        network = make(node, "model", **sizes)
+    except (*STUMBLES, RuntimeError) as error:
+        if _is_users(node["_target_"]) or is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{node['_target_']} cannot be built with the sizes of the data ({printable(str(error))}); "
+            "if preprocessing.json of a run has them, it is damaged: bring it back, or train again"
+        ) from error
     asked = [f"model.{key}" for key in ("freeze", "backbone_lr") if node.get(key) not in (None, 0, 1.0)]
     if asked and not isinstance(getattr(network, "head", None), nn.Module):
         raise ValueError(f"{' and '.join(asked)} spares the head, and {node['_target_']} has no module named head")
@@ -295,7 +337,9 @@ def build_optimizer(node: dict[str, Any], network: nn.Module, *, backbone_lr: fl
     groups = group(network, settings.get("weight_decay", 0.0))
     if backbone_lr != 1:
         groups = optim.backbone_groups(network, groups, settings["lr"], backbone_lr)
-    return locate(node["_target_"], "optimizer")(groups, **settings)
+    optimizer: Optimizer = locate(node["_target_"], "optimizer")(groups, **settings)
+    optimizer.register_load_state_dict_pre_hook(optim.check_state)
+    return optimizer
 
 
 def build_scheduler(

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from quartet import trust
 from quartet.interruption import Interrupted
 from quartet.run import PROJECT, outputs, sweep_command
+from quartet.say import printable
 
 CONF = PROJECT / "conf"
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -147,8 +148,8 @@ def quiet_libraries() -> None:
 def _message(error: Exception, config_name: str, *, composing: bool = False) -> str:
     theirs = isinstance(error, HydraException | OmegaConfBaseException) or not in_sweep()
     problems = list(override_problems(config_name, sys.argv[1:])) if composing and theirs else []
-    lines = [line for problem in problems or [described(error)] for line in problem.splitlines()]
-    return "\n".join(f"error: {line}" for line in lines)
+    lines = [line for problem in problems or [described(error)] for line in problem.split("\n")]
+    return "\n".join(f"error: {printable(line)}" for line in lines)
 
 
 def described(error: Exception) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from quartet import build
 from quartet.run import Run
+from quartet.say import printable
 from quartet.train import load_network, measure
 
 
 def report(where: str, split: str | None) -> None:
     """Print the metrics of the run at `where`, of both splits where `split` is None."""
     run = Run.open(where)
-    print(f"run: {run}")
+    print(f"run: {printable(str(run))}")
     for part in (split,) if split else ("val", "test"):
         for name, value in evaluate(run, part).items():
-            print(f"  {name:<28} {value:.6f}")
+            print(f"  {printable(name):<28} {value:.6f}")
 
 
 def evaluate(run: Run, split: str) -> dict[str, float]:
@@ -22,8 +23,7 @@ def evaluate(run: Run, split: str) -> dict[str, float]:
         raise ValueError(f"split must be val or test, not {split!r}")
     config = build.opened(run)
     build.seed_everything(config.seed)
-    data = build.build_data(config, run.read("preprocessing.json"))
-    data.setup()
+    data = build.restore_data(run, config)
     task = build.build_task(config, data.spec)
     load_network(task, run)
     trainer = build.build_trainer(config, run.directory)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import itertools
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from omegaconf import DictConfig
 from quartet import build, check, sampling
 from quartet.check import Rule
 from quartet.run import Run
+from quartet.say import printable
 from quartet.tasks.language_modeling import LanguageModeling
 from quartet.train import load_network
 
@@ -32,9 +35,9 @@ def stream(config: DictConfig) -> None:
     prompt = "" if config.prompt is None else str(config.prompt)  # prompt=42 is a number to Hydra
     settings: Any = {key: value for key, value in config.items() if key not in ("run", "prompt")}
     pieces = generate(run, prompt=prompt, **settings)
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
+    on_terminal = sys.stdout.isatty()  # a file gets every sign as it is
+    for piece in itertools.chain([prompt], pieces):
+        print(printable(piece, keep="\n\t") if on_terminal else piece, end="", flush=True)
     print()
 
 
@@ -95,7 +98,7 @@ def load(run: Run) -> tuple[torch.nn.Module, Any]:
         raise ValueError(
             f"{run} is no language model ({config.run.name}); train one with data=stdlib or data=shakespeare"
         )
-    data = build.build_data(config, run.read("preprocessing.json"))
+    data = build.restore_data(run, config, read=False)
     task = build.build_task(config, data.spec)
     load_network(task, run)
     return task.network.eval(), data.tokenizer  # type: ignore[attr-defined]

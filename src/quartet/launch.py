@@ -23,7 +23,7 @@ from quartet.check import check_pairing
 from quartet.cli import in_sweep
 from quartet.interruption import Interrupted, stoppable
 from quartet.run import Run
-from quartet.say import say
+from quartet.say import TAB, printable, say
 from quartet.sweeps.locks import job_lock
 from quartet.workers import environment_rank, inherited, run_workers, share_directory
 
@@ -53,7 +53,7 @@ def _train(run: Run, data: Any) -> Run:
         execute(run, data)
     except Interrupted as interruption:
         again = f"{_trusting(run)}python scripts/train.py resume={shlex.quote(str(run))}"
-        print(f"{interruption}; go on with: {again}", file=sys.stderr)
+        print(printable(f"{interruption}; go on with: {again}"), file=sys.stderr)
         raise
     return run
 
@@ -94,8 +94,11 @@ def execute(run: Run, data: Any) -> None:
         train(run, data)
         return
     del data  # each worker reads them for itself
+    if settings.num_nodes == 1:  # before workers start, the first of which holds the lock
+        with run.exclusively():
+            pass
     try:
-        with inherited(trust.environment(run.trusted)):
+        with inherited(run.for_workers()):
             run_workers(
                 run.directory,
                 n,
@@ -103,6 +106,8 @@ def execute(run: Run, data: Any) -> None:
                 rendezvous=settings.rendezvous,
                 max_restarts=settings.max_restarts,
             )
+    except BlockingIOError:  # it is another process's to say how the run ends
+        raise
     except (Exception, Interrupted) as error:
         run.ended_badly(error)
         raise
@@ -142,7 +147,11 @@ def _start(config: DictConfig, instead_of: Path | None = None) -> tuple[Run, Any
 
     several = config.trainer.num_nodes > 1 and environment_rank() is None
     directory = _first_of_several(config, make) if several else share_directory(make)
-    return (made[0], made[1]) if made else (Run(directory), None)
+    if made:
+        return made[0], made[1]
+    run = Run(directory)
+    run.adopt(config)
+    return run, None
 
 
 def _first_of_several(config: DictConfig, make: Callable[[], Path]) -> Path:
@@ -152,9 +161,17 @@ def _first_of_several(config: DictConfig, make: Callable[[], Path]) -> Path:
             "trainer.num_nodes above 1 needs run.dir=<a directory that all machines see>, the same on each"
         )
     directory = Path(config.run.dir).expanduser().absolute()
-    with suppress(FileExistsError):
+    try:
         directory.mkdir(parents=True)
-        return make()
+    except FileExistsError:
+        pass
+    else:
+        try:
+            return make()
+        except BaseException:
+            with suppress(OSError):  # the others look whether it is there
+                directory.rmdir()
+            raise
     if (directory / "result.json").exists():
         return make()  # which refuses a directory that is not empty
     say(f"waiting for the machine that reads the data into {directory}")
@@ -229,13 +246,13 @@ def _report(run: Run, result: dict[str, Any]) -> None:
         if named:
             print(f"  {part:<5} {'  '.join(named)}")
     if in_sweep():
-        print(f"run: {run}", flush=True)
+        print(printable(f"run: {run}"), flush=True)
         return
     generates = "test/bits_per_byte" in metrics
     if generates:
         _show_sample(run)
-    where, trusting = shlex.quote(str(run)), _trusting(run)
-    print(f"\nrun: {run}\nnext:")
+    where, trusting = printable(shlex.quote(str(run))), _trusting(run)
+    print(f"\nrun: {printable(str(run))}\nnext:")
     print(f"  {trusting}python scripts/evaluate.py run={where} split=test")
     if generates:
         word = "def " if _prompt(run) else "The "
@@ -255,4 +272,4 @@ def _show_sample(run: Run) -> None:
     prompt = _prompt(run)
     pieces = generate(run, prompt=prompt, max_tokens=SAMPLE_TOKENS, temperature=0.7, top_k=50, top_p=None, seed=0)
     text = prompt + "".join(pieces)
-    print("\n".join(f"  | {line}" for line in text.splitlines()))
+    print("\n".join(f"  | {printable(line, keep=TAB)}" for line in text.splitlines()))

@@ -49,6 +49,28 @@ def muon_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     return _assert_partition(network, groups)
 
 
+# what optimizers keep for each parameter, in its shape
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum")
+
+
+def check_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Raise ValueError where the state in a checkpoint is not this optimizer's: torch would fail in its first step."""
+    kept, groups = state["state"], state["param_groups"]
+    numbers = [value for group in groups for value in group.values() if isinstance(value, float)]
+    if not all(isinstance(group["lr"], float | int | Tensor) for group in groups) or not all(
+        map(math.isfinite, numbers)
+    ):
+        raise ValueError("a learning rate or another setting of the optimizer is not a finite number")
+    ids = [i for group in groups for i in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, parameter in zip(ids, parameters, strict=True):
+        for name, value in kept.get(i, {}).items():
+            if name in MOMENTS and (not isinstance(value, Tensor) or value.shape != parameter.shape):
+                raise ValueError(
+                    f"{name} of parameter {i} of the optimizer is not a tensor of {tuple(parameter.shape)}"
+                )
+
+
 def backbone_groups(network: Any, groups: list[dict[str, Any]], lr: float, scale: float) -> list[dict[str, Any]]:
     """Each group split in two: what belongs to `network.head`, then all else, whose rate is `lr * scale`.
 

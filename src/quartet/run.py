@@ -9,19 +9,22 @@ error.txt           only where the run failed
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
 import importlib.metadata
+import io
 import json
+import math
 import os
 import platform
+import re
 import secrets
-import shutil
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,8 +33,9 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from quartet import trust
 from quartet.interruption import Interrupted
-from quartet.trust import packages
+from quartet.say import printable
 
 try:
     import fcntl
@@ -40,7 +44,11 @@ except ImportError:  # Windows has no such locks
 
 PROJECT = Path(__file__).resolve().parents[2]
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+COUNTS = ("steps", "epochs", "seconds", "peak_memory_bytes", "parameters")  # numbers in result.json
 CONFIG_BYTES = 1_000_000  # a config has about 6 KB; names of columns or classes may make it longer
+BEGUN = "QUARTET_BEGUN"  # the directory of the run that a user's command has just begun
+EARLY = ("config.yaml", "environment.json", "data.json", "preprocessing.json", "trial.json")  # before it trains
+TEMPORARY = re.compile(r"\.(config\.yaml|\w+\.json)\.[0-9a-f]{8}")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
 
@@ -49,7 +57,9 @@ class Run:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self.trusted: set[str] = set()  # packages that the user who began it named; never what a file says
+        # of the process that began it, never what a file says
+        self.trusted: set[str] = set()  # packages that its user named
+        self._begun = self._made = False  # here; the directory itself too
 
     @classmethod
     def create(cls, config: DictConfig) -> Run:
@@ -58,15 +68,58 @@ class Run:
         Raises FileExistsError where `run.dir` names a directory that is not empty, OSError where nothing can be written.
         """
         with _writable(config.run.dir or outputs(config.run.root)):
-            run = cls(_new_directory(config))
+            run = cls._claim(config)
             try:
-                (run.directory / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
-                own = packages(OmegaConf.to_container(config, resolve=True))  # noted for people, never believed
+                text = OmegaConf.to_yaml(config, resolve=True)
+                (run.directory / "config.yaml").write_text(text, encoding="utf-8")
+                own = trust.packages(OmegaConf.to_container(config, resolve=True))  # noted for people, never believed
                 run.write("environment.json", {**environment(), "signature": signature(config), "own_packages": own})
             except BaseException:
-                shutil.rmtree(run.directory)
+                run.discard()
                 raise
         return run
+
+    @classmethod
+    def _claim(cls, config: DictConfig) -> Run:
+        """A directory that is this process's alone, whoever else began at the same moment: only one makes `config.yaml`."""
+        directory, made = _new_directory(config)
+        try:
+            (directory / "config.yaml").open("x").close()
+        except FileExistsError as error:
+            raise FileExistsError(_not_empty(config)) from error
+        run = cls(directory)
+        run._begun, run._made = True, made
+        return run
+
+    def discard(self) -> None:
+        """Take back a run that was begun here and has not trained: its files, and the directory if it was made for it.
+
+        Raises nothing: it is called while the mistake itself is on its way to the user.
+        """
+        if not self._begun:
+            return
+        with suppress(OSError):
+            for path in list(self.directory.iterdir()):
+                if path.name in EARLY or TEMPORARY.fullmatch(path.name):
+                    with suppress(OSError):
+                        path.unlink()
+        if self._made:
+            with suppress(OSError):
+                self.directory.rmdir()
+
+    def adopt(self, config: DictConfig) -> None:
+        """It was begun by the same command as this process, in another one: `config` is its user's own."""
+        self.trusted = set(trust.packages(OmegaConf.to_container(config, resolve=True)))
+        os.environ[BEGUN] = str(self.directory)
+
+    @property
+    def may_download(self) -> bool:
+        """Whether its config is that of the user's own command: a run that is read back fetches nothing."""
+        return self._begun or os.environ.get(BEGUN) == str(self.directory)
+
+    def for_workers(self) -> dict[str, str]:
+        """What processes that train it for this one find in their environment."""
+        return {**trust.environment(self.trusted), **({BEGUN: str(self.directory)} if self.may_download else {})}
 
     @classmethod
     def open(cls, where: str, root: str | Path = "outputs") -> Run:
@@ -176,11 +229,12 @@ class Run:
         """Say so in `result.json`, with the facts that are known, and why in `error.txt`; nothing on a full disk."""
         interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
         nothing = {"metrics": {}, "objective": {"name": None, "value": None}}
-        with suppress(OSError):
-            self.write("result.json", {"status": "interrupted" if interrupted else "failed", **nothing, **facts})
-            if not interrupted:
+        if not interrupted:
+            with suppress(Exception):
                 text = "".join(traceback.format_exception(error))
-                (self.directory / "error.txt").write_text(text, encoding="utf-8")
+                (self.directory / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
+        with suppress(Exception):
+            self.write("result.json", {"status": "interrupted" if interrupted else "failed", **nothing, **facts})
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         """Plain data as JSON, whole or not at all."""
@@ -188,8 +242,13 @@ class Run:
         temporary = path.with_name(f".{name}.{secrets.token_hex(4)}")
         text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
         with _writable(self.directory):
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
+            try:  # a name that is not UTF-8 becomes JSON's own \udc…, and the same name when it is read
+                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+                os.replace(temporary, path)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
 
     def read(self, name: str) -> dict[str, Any]:
         path = self.directory / name
@@ -203,6 +262,8 @@ class Run:
             ) from error
         if not isinstance(values, dict):
             raise ValueError(f"{path} is no {name} of a run; bring back the file, or train again")
+        if name == "result.json" and (wrong := _misshapen(values)):
+            raise ValueError(f"{path} is damaged ({wrong}); bring back the file, or train again")
         return values
 
     def __str__(self) -> str:
@@ -214,6 +275,33 @@ class Run:
 def outputs(root: str | Path) -> Path:
     """Where runs live: `QUARTET_OUTPUTS`, or `root` relative to the project, whatever the working directory."""
     return Path(os.environ.get("QUARTET_OUTPUTS") or PROJECT / Path(root).expanduser())
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a `metrics.csv` as texts, empty where nothing was logged; no rows where there is no file.
+
+    A power failure may leave a line that is cut, or zeros and other signs in place of lines: such rows are left out.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_bytes().decode("utf-8", "replace").replace("\0", "")
+    complete = text[: text.rfind("\n") + 1]
+    rows: list[dict[str, str]] = []
+    with suppress(csv.Error):  # a field that never ends: what stands before it counts
+        for row in csv.DictReader(io.StringIO(complete, newline="")):
+            if _is_whole(row):
+                rows.append(row)
+    return rows
+
+
+def _is_whole(row: Mapping[Any, Any]) -> bool:
+    """One value for each name, all of them numbers where there are any; the step is a whole one."""
+    if None in row or None in row.values() or not re.fullmatch("[0-9]{1,18}", row.get("step", "")):
+        return False
+    try:
+        return bool([float(value) for value in row.values() if value])
+    except ValueError:
+        return False
 
 
 def sweep_command(where: str) -> tuple[Path, list[str]]:
@@ -266,22 +354,61 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _new_directory(config: DictConfig) -> Path:
+def _misshapen(result: dict[str, Any]) -> str | None:
+    """What of a `result.json` is not as we write it; parts may be missing."""
+
+    def is_number(value: Any) -> bool:
+        return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+    metrics, objective = result.get("metrics", {}), result.get("objective", {})
+    numbers: dict[str, Any] = {key: result.get(key) for key in COUNTS}
+    if not isinstance(metrics, dict) or not isinstance(objective, dict):
+        return f"{'objective' if isinstance(metrics, dict) else 'metrics'} is not an object"
+    if not isinstance(result.get("status", ""), str):
+        return "status is not a text"
+    if not isinstance(objective.get("name"), str | None):
+        return "objective.name is not a text"
+    numbers |= {f"metrics.{name}": value for name, value in metrics.items()} | {
+        "objective.value": objective.get("value")
+    }
+    wrong = [name for name, value in numbers.items() if not (value is None or is_number(value))]
+    wrong += [name for name in COUNTS if type(numbers[name]) is float and not math.isfinite(numbers[name])]
+    if wrong:
+        return f"{printable(wrong[0])} is not a number"
+    speed = result.get("throughput") or {"per_second": None, "unit": ""}
+    if (
+        not isinstance(speed, dict)
+        or not is_number(speed.get("per_second") or 0)
+        or not isinstance(speed.get("unit"), str)
+    ):
+        return "throughput is not a number with its unit"
+    return None
+
+
+def _new_directory(config: DictConfig) -> tuple[Path, bool]:
+    """An empty directory, and whether it was made."""
     if config.run.dir is not None:
         directory = Path(config.run.dir).expanduser().absolute()
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            what = "not empty" if directory.is_dir() else "a file"
-            raise FileExistsError(f"run.dir={config.run.dir} is {what}; name another directory, or leave run.dir out")
-        directory.mkdir(parents=True, exist_ok=True)
-        return directory
+        try:
+            directory.mkdir(parents=True)
+            return directory, True
+        except FileExistsError as error:
+            if not directory.is_dir() or any(directory.iterdir()):
+                raise FileExistsError(_not_empty(config)) from error
+            return directory, False
     parent = outputs(config.run.root) / config.run.name
     while True:
         directory = parent / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{secrets.token_hex(3)}"
         try:
             directory.mkdir(parents=True)
-            return directory
+            return directory, True
         except FileExistsError:  # somebody else drew the same name in the same second: draw again
             continue
+
+
+def _not_empty(config: DictConfig) -> str:
+    what = "not empty" if Path(config.run.dir).expanduser().is_dir() else "a file"
+    return f"run.dir={config.run.dir} is {what}; name another directory, or leave run.dir out"
 
 
 @contextmanager
@@ -328,23 +455,32 @@ def _first_line(error: Exception) -> str:
 
 def _latest(root: Path) -> Path:
     """The newest run below `root` that has a checkpoint."""
-    trained = [run for run in _runs(root) if any((run / "checkpoints").glob("*.ckpt"))]
-    if not trained:
+    trained = _newest(run for run in _runs(root) if any((run / "checkpoints").glob("*.ckpt")))
+    if trained is None:
         raise FileNotFoundError(f"no trained run below {root}; train one with: python scripts/train.py")
-    return max(trained, key=_age)
+    return trained
 
 
 def _latest_unfinished(root: Path) -> Path:
-    unfinished = [run for run in _runs(root) if _status(run) not in ("completed", "damaged")]
-    if not unfinished:
+    unfinished = _newest(run for run in _runs(root) if _status(run) not in ("completed", "damaged"))
+    if unfinished is None:
         raise FileNotFoundError(f"every run below {root} is completed; there is none to go on with")
-    return max(unfinished, key=_age)
+    return unfinished
+
+
+def _newest(runs: Iterable[Path]) -> Path | None:
+    """The newest whose config can be read: one of somebody else that cannot must not keep the others away."""
+    for run in sorted(runs, key=_age, reverse=True):
+        with suppress(OSError, ValueError):
+            _ = Run(run).config
+            return run
+    return None
 
 
 def _status(run: Path) -> str:
     try:
         return Run(run).status
-    except ValueError:  # one that is named says so
+    except (OSError, ValueError):  # one that is named says so
         return "damaged"
 
 
@@ -354,7 +490,9 @@ def _runs(root: Path) -> list[Path]:
 
 
 def _age(run: Path) -> int:
-    return (run / "config.yaml").stat().st_mtime_ns
+    with suppress(OSError):  # removed meanwhile
+        return (run / "config.yaml").stat().st_mtime_ns
+    return 0
 
 
 def _version(package: str) -> str | None:

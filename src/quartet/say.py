@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import unicodedata
 
+TAB = "\t"
+
 
 def say(line: str) -> None:
     """Print a line at once; of processes that train together the first one does (launchers number them in RANK)."""
     if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK")):
-        print(line, flush=True)
+        text = line.lstrip("\n")
+        print("\n" * (len(line) - len(text)) + printable(text), flush=True)
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
 import time
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +61,17 @@ class History(Callback):
         return {"rows": self.rows, "seconds": self.seconds + time.monotonic() - self._start}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.seconds = state_dict["rows"], state_dict["seconds"]
+        rows, seconds = state_dict["rows"], state_dict["seconds"]
+        numbers = [seconds, *(value for row in rows for value in row.values())]
+        if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows) or not _are_numbers(
+            numbers
+        ):
+            raise ValueError("the metrics of its validations are not numbers")
+        self.rows, self.seconds = rows, seconds
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(type(value) in (int, float) for value in values)
 
 
 def create_and_train(config: DictConfig) -> tuple[Run, dict[str, Any]]:
@@ -79,15 +89,14 @@ def create(config: DictConfig) -> tuple[Run, DataModule]:
     if not in_sweep():
         run.trusted = set(trust.packages(build.plain(config)))
     try:
-        return run, fit_data(run)
+        return run, fit_data(run, run.config)
     except BaseException:
-        shutil.rmtree(run.directory)
+        run.discard()
         raise
 
 
-def fit_data(run: Run) -> DataModule:
+def fit_data(run: Run, config: DictConfig) -> DataModule:
     """The data read and their preprocessing fitted; what inference, workers and people need of it is in the run then."""
-    config = run.config
     build.seed_everything(config.seed)
     data = build.build_data(config)
     source = transfer.find_source(config)
@@ -111,31 +120,38 @@ def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
             parts = prepare(run, data)
         except BaseException as error:
             if data is not None:  # a new run: nothing is lost
-                shutil.rmtree(run.directory)
+                run.discard()
             if is_out_of_memory(error):
                 raise ValueError(TOO_LARGE) from error
             raise
         try:
             return _fit_and_test(run, parts)
         except BaseException as error:
-            explained = explain(error, run)
+            explained = error
+            with suppress(Exception):
+                explained = explain(error, run)
             if explained is not error:
                 explained.__cause__ = error  # for error.txt
             if parts.trainer.is_global_zero:
-                facts = _facts(run, parts, {})
-                run.ended_badly(explained, **facts)
-                if isinstance(error, Exception):
-                    write_hparams(run, parts.trainer.loggers, facts["metrics"], "failed")
+                _note_failure(run, parts, explained, failed=isinstance(error, Exception))
             raise explained from explained.__cause__
 
 
-def restore_data(run: Run) -> DataModule:
+def _note_failure(run: Run, parts: Parts, error: BaseException, *, failed: bool) -> None:
+    """First what happened; what else is known may fail to be told, and must not take its place."""
+    run.ended_badly(error)
+    with suppress(Exception):
+        facts = _facts(run, parts, {})
+        run.ended_badly(error, **facts)
+        if failed:
+            write_hparams(run, parts.trainer.loggers, facts["metrics"], "failed")
+
+
+def restore_data(run: Run, config: DictConfig) -> DataModule:
     """The data read again, with the preprocessing of the run; fitted where the run was killed before it had any."""
     if not (run.directory / "preprocessing.json").is_file():
-        return fit_data(run)
-    data = build.build_data(run.config, run.read("preprocessing.json"))
-    data.setup()
-    return data
+        return fit_data(run, config)
+    return build.restore_data(run, config)
 
 
 class Parts(NamedTuple):
@@ -150,12 +166,12 @@ def prepare(run: Run, data: DataModule | None = None) -> Parts:
     config = build.opened(run)
     build.seed_everything(config.seed)
     if data is None:
-        data = restore_data(run)
+        data = restore_data(run, config)
     task = build.build_task(config, data.spec, train=True)
     if run.last_checkpoint is not None:
         transfer.check_resumable(task, run)
     else:
-        transfer.initialise(task.network, config, data.spec, transfer.find_source(config))
+        transfer.initialise(task.network, config, data.spec, transfer.find_source(config), download=run.may_download)
     history = History(config.monitor.metric, config.monitor.mode)
     trainer = build.build_trainer(config, run.directory, train=True, callbacks=(history,))
     _introduce(data, task, trainer)
@@ -183,6 +199,7 @@ def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
     result = {"status": "pruned" if pruned else "completed", **_facts(run, parts, test_metrics)}
     if trainer.is_global_zero:
         write_hparams(run, trainer.loggers, result["metrics"], result["status"])
+        (run.directory / "error.txt").unlink(missing_ok=True)  # of another command that may have failed meanwhile
         run.write("result.json", result)
     return result
 

@@ -7,6 +7,7 @@ A language model may become a classifier: a Transformer then looks both ways wit
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -70,15 +71,17 @@ def reuse_preprocessing(data: DataModule, source: Run) -> None:
         say(f"{taken}: that of {source}, whose weights the network takes")
 
 
-def initialise(network: nn.Module, config: DictConfig, spec: Spec, source: Run | None) -> None:
-    """Load the weights that the config asks for; without any the network stays as it is.
+def initialise(
+    network: nn.Module, config: DictConfig, spec: Spec, source: Run | None, *, download: bool = True
+) -> None:
+    """Load the weights that the config asks for; without any the network stays as it is. `download`: where they lack.
 
     Raises ValueError where they do not fit or are unsafe to load, OSError where they cannot be had.
     """
     weights = config.model.get("weights")
     if weights is not None:
         assert isinstance(network, TorchvisionClassifier)
-        _load_torchvision(network, config.model.name, weights)
+        _load_torchvision(network, config.model.name, weights, download)
     if source is not None:
         _load_run(network, config, spec, source)
 
@@ -106,18 +109,25 @@ def _check_sums(path: Path) -> None:
                 raise zipfile.BadZipFile(torn)
 
 
-def load_checkpoint(task: nn.Module, path: Path, parts: dict[str, type] = STATE) -> None:
+def load_checkpoint(task: nn.Module, path: Path, parts: dict[str, type] = STATE) -> dict[str, Any]:
     """The weights of a run's checkpoint into its network; ValueError where a part is missing or a weight misfits."""
     checkpoint = _read_parts(path, parts)
     misfits = _load(task, dict(checkpoint["state_dict"]), fresh=())
     if misfits:
         raise ValueError(f"{path} is of another network: {_some(misfits)}; bring back the run's own, or train again")
+    return checkpoint
 
 
 def check_resumable(task: nn.Module, run: Run) -> None:
     """What training goes on from, and what it may end with, before a minute is spent."""
     for path in filter(None, {run.last_checkpoint, run.best_checkpoint}):
-        load_checkpoint(task, path, WEIGHTS | TRAINING if path == run.last_checkpoint else WEIGHTS)
+        checkpoint = load_checkpoint(task, path, WEIGHTS | TRAINING if path == run.last_checkpoint else WEIGHTS)
+        for schedule in checkpoint.get("lr_schedulers", []):
+            rates = (
+                [*schedule.get("base_lrs", []), *schedule.get("_last_lr", [])] if isinstance(schedule, dict) else [None]
+            )
+            if not all(isinstance(rate, int | float | Tensor) and math.isfinite(rate) for rate in rates):
+                raise ValueError(f"{path} is damaged (a learning rate is not a finite number); train again")
 
 
 def _read_parts(path: Path, parts: dict[str, type]) -> dict[str, Any]:
@@ -174,8 +184,8 @@ def _differences(source: Run, config: DictConfig, spec: Spec) -> list[str]:
 # torchvision
 
 
-def _load_torchvision(network: TorchvisionClassifier, name: str, weights: str) -> None:
-    state = _read_file(weights) if is_file(weights) else _download(name, weights)
+def _load_torchvision(network: TorchvisionClassifier, name: str, weights: str, download: bool = True) -> None:
+    state = _read_file(weights) if is_file(weights) else _download(name, weights, download)
     misfits = _load(network.backbone, network.fit_weights(state), fresh=network.fresh)
     if misfits:
         remedy = f"they must be those of model.name={name}, for pictures of this size, or model.weights=null"
@@ -192,9 +202,15 @@ def _read_file(path: str) -> dict[str, Tensor]:
     return state
 
 
-def _download(name: str, weights: str) -> dict[str, Tensor]:
+def _download(name: str, weights: str, allowed: bool) -> dict[str, Tensor]:
     """From torch's cache, or from where torchvision keeps them; the file's hash is checked."""
     entry = models.get_model_weights(name)[weights]
+    cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rpartition("/")[2])
+    if not allowed and not cached.is_file():
+        raise FileNotFoundError(
+            f"model.weights={weights}: {cached} is not there, and a run that is read back fetches nothing; "
+            f"start a new run with model.weights={weights}, or put the file there"
+        )
     try:
         return entry.get_state_dict(check_hash=True, weights_only=True, map_location="cpu")
     except OSError as error:  # urllib's errors are such

@@ -202,7 +202,7 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 def revive(record: dict[str, Any]) -> Exception:
     """The error to raise for it here; a traceback of it ends with the other process's traceback."""
-    kind = next((kind for kind in (ValueError, OSError) if kind.__name__ in record["types"]), None)
+    kind = next((kind for kind in (ValueError, BlockingIOError, OSError) if kind.__name__ in record["types"]), None)
     error = kind(record["message"]) if kind else WorkerFailed(f"{record['types'][0]}: {record['message']}")
     error.add_note(f"\nin the worker:\n{record['traceback']}")
     return error

@@ -62,7 +62,10 @@ class Checkpoints(Checkpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        best = state_dict["best"]
+        if best is not None and type(best) not in (int, float):
+            raise ValueError(f"the best {self.monitor} is not a number")
+        self.best = best
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         trainer.should_stop = checkpoint["finished"]
@@ -103,6 +106,8 @@ class Checkpoints(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save_last(trainer, finished=True)
         request.deferred = False
+        if highest(trainer, STOP if request.signum else CALM) == STOP:  # it came after the last step: no test any more
+            raise Interrupted(request.signum or 15)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         request.deferred = False

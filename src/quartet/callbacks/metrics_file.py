@@ -10,6 +10,8 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from quartet.run import read_metrics
+
 
 class MetricsFile(Logger):
     """Rows of `step` and the values logged together; a new name adds a column.
@@ -44,15 +46,17 @@ class MetricsFile(Logger):
         row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
         if not row.keys() <= set(self._columns):
             self._rewrite(row, read_metrics(self.path))
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with self.path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
     @rank_zero_only
     def go_on(self, step: int) -> None:
         """Forget what was logged at this step and after it."""
         rows = read_metrics(self.path)
-        if rows:
-            self._rewrite(dict.fromkeys(rows[0]), [row for row in rows if int(row["step"]) < step])
+        if self.path.is_file():
+            self._rewrite(
+                dict.fromkeys(rows[0] if rows else ["step"]), [row for row in rows if int(row["step"]) < step]
+            )
 
     def _rewrite(self, row: dict[str, Any], kept: list[dict[str, str]]) -> None:
         """The kept rows under a header that knows the names of the new row too, put in place at once."""
@@ -60,16 +64,8 @@ class MetricsFile(Logger):
         self._columns = ["step", *sorted(names.keys() - {"step"})]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_suffix(".tmp")
-        with fresh.open("w", newline="", encoding="utf-8") as file:
+        with fresh.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(kept)
         fresh.replace(self.path)
-
-
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows as texts, empty where nothing was logged; no rows where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

@@ -14,6 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Timer
 
 from quartet.callbacks.monitors import Throughput
+from quartet.say import printable
 
 Clock = Callable[[], float]
 
@@ -146,7 +147,8 @@ class PlainProgress(Progress):
 
     def show(self, status: Status) -> None:
         share = "" if status.share is None else f"{status.share:4.0%}"
-        print("  ".join(part for part in (status.head, share, *status.details, status.times) if part), flush=True)
+        parts = (status.head, share, *status.details, status.times)
+        print(printable("  ".join(part for part in parts if part)), flush=True)
 
 
 class LiveProgress(Progress):
@@ -169,7 +171,7 @@ class LiveProgress(Progress):
         if self._live is None:
             self._live = Live(auto_refresh=False)
             self._live.start()
-        self._live.update(Group(line, Text("  ".join(status.details), style="dim")), refresh=True)
+        self._live.update(Group(line, Text(printable("  ".join(status.details)), style="dim")), refresh=True)
 
     def close(self) -> None:
         if self._live is not None:

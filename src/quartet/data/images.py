@@ -146,6 +146,9 @@ class PictureData(DataModule):
             )
         self.mean = torch.tensor(preprocessing["mean"])[:, None, None]  # (C, 1, 1)
         self.std = torch.tensor(preprocessing["std"])[:, None, None]
+        shape = (self.spec.sizes["in_channels"], 1, 1)
+        if self.mean.shape != shape or self.std.shape != shape or not bool((self.std > 0).all()):
+            raise ValueError("mean and std are not a number for each channel")
 
     def encode_split(self, examples: Examples) -> Dataset:
         return examples.dataset()

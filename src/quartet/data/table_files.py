@@ -312,6 +312,8 @@ class TableFile(Tabular):
     def use(self, preprocessing: dict[str, Any]) -> None:
         super().use(preprocessing)
         self.schema = preprocessing["schema"]
+        if self.schema["decimal"] not in (".", ",") or not all(isinstance(name, str) for name in self.columns):
+            raise ValueError("the schema is not that of a table")
 
     @property
     def columns(self) -> list[str]:

@@ -96,6 +96,9 @@ class EmbeddedTable:
         return Table(columns, categorical, table.target, "progression" if codes else "class", classes)
 
 
+NOT_ONE = ("column", "quantiles", "scores")  # of a fitted numeric column; all else is one number
+
+
 class Tabular(DataModule):
     """Rows scaled and numbered for the network; scaling and categories come from the training part.
 
@@ -128,6 +131,16 @@ class Tabular(DataModule):
         self.numeric = preprocessing["numeric"]
         self.categorical = preprocessing["categorical"]
         self._slots = [{name: i for i, name in enumerate(x["categories"], start=1)} for x in self.categorical]
+        sizes, values = self.spec.sizes, [v for x in self.numeric for name, v in x.items() if name not in NOT_ONE]
+        curve = [number for x in self.numeric for name in ("quantiles", "scores") for number in x.get(name, [])]
+        numbers = [*curve, *values]
+        if not all(isinstance(number, float | int) for number in numbers) or not all(x["column"] for x in self.numeric):
+            raise ValueError("the scaling of a numeric column is not made of numbers")
+        if [sizes["n_numeric"], sizes["cardinalities"]] != [
+            len(self.numeric),
+            [1 + len(slots) for slots in self._slots],
+        ]:
+            raise ValueError("the columns are not as many as the sizes say")
 
     @property
     def columns(self) -> list[str]:

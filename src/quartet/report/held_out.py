@@ -12,6 +12,7 @@ from typing import Any
 from quartet.report.runs import Record
 from quartet.report.settings import Setting
 from quartet.run import Run
+from quartet.say import printable
 
 TEST = "test.json"
 
@@ -40,8 +41,7 @@ def out_of_fold(records: list[Record]) -> tuple[dict[str, float], int]:
     for record in records:
         run = Run(record.directory)
         config = build.opened(run)
-        data = build.build_data(config, run.read("preprocessing.json"))
-        data.setup()
+        data = build.restore_data(run, config)
         n += len(data.datasets["val"])
         task: Any = build.build_task(config, data.spec)
         load_network(task, run)
@@ -66,7 +66,7 @@ def test_once(setting: Setting, directory: Path) -> None:
     path = directory / TEST
     known = read_test(directory)
     if known:
-        print(f"tested before, on {known['created']}: {path} is kept, nothing is tested again")
+        print(printable(f"tested before, on {known['created']}: {path} is kept, nothing is tested again"))
         return
     if path.exists():
         raise ValueError(f"{path} is damaged; bring it back, or delete it if you know that it was never used")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
 import math
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quartet.run import PROJECT, Run, outputs
+from quartet.run import PROJECT, Run, outputs, read_metrics
 
 STATUSES = ("completed", "pruned", "interrupted", "failed", "unfinished", "missing", "damaged")
 LONGEST_REASON = 300  # characters of an error message that are shown
@@ -64,9 +63,9 @@ class Record:
 
     def curve(self, metric: str, samples: bool = False) -> list[tuple[float, float]]:
         """Optimizer steps, or samples, and the finite values that were logged there."""
-        with suppress(OSError, ValueError), (self.directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            rows = [(row.get("step"), row.get(metric)) for row in csv.DictReader(file)]
-            points = [((float(step) + 1) * (self.batch if samples else 1), float(y)) for step, y in rows if step and y]
+        with suppress(OSError):
+            rows = [(row["step"], row.get(metric)) for row in read_metrics(self.directory / "metrics.csv")]
+            points = [((float(step) + 1) * (self.batch if samples else 1), float(y)) for step, y in rows if y]
             return [point for point in points if math.isfinite(point[1])]
         return []
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from quartet.say import say
+from quartet.say import printable, say
 from quartet.sweeps.child import Job
 from quartet.sweeps.pool import Ending, described
 from quartet.workers import describe
@@ -38,7 +38,8 @@ def launch_batches(
         for job, result in zip(batch, returns, strict=True):
             text = ended(_ending(job, result, time.monotonic() - begun))
             failed = text.startswith("failed")
-            print(f"{'error: ' if failed else ''}job {job.number} {text}", file=sys.stderr if failed else sys.stdout)
+            line = printable(f"{'error: ' if failed else ''}job {job.number} {text}", keep="\n")
+            print(line, file=sys.stderr if failed else sys.stdout)
             sys.stdout.flush()
 
 

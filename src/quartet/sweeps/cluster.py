@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quartet.interruption import Interrupted, stoppable
-from quartet.say import say
+from quartet.say import printable, say
 from quartet.sweeps.child import Job
 from quartet.sweeps.pool import Ending, described
 from quartet.workers import describe, environment_rank
@@ -82,7 +82,7 @@ def _tell(name: str, job: Job, begun: float, record: dict[str, Any], ended: Call
     text = ended(ending)
     failed = text.startswith("failed")
     line = f"{'error: ' if failed else ''}job {job.number} ({name}) {text}"
-    print(line, file=sys.stderr if failed else sys.stdout, flush=True)
+    print(printable(line, keep="\n"), file=sys.stderr if failed else sys.stdout, flush=True)
 
 
 @dataclass(frozen=True)

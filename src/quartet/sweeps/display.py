@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from quartet.say import printable
 from quartet.sweeps.child import Job
 from quartet.sweeps.pool import Ending, Observer, in_words, log_tail
 
@@ -83,6 +84,7 @@ class Display(Observer):
 
     def say(self, text: str, stream: TextIO | None = None) -> None:
         """Above the table, or a plain line to `stream`, else to standard output."""
+        text = printable(text, keep="\n\t")
         if self._live is None:
             print(text, file=stream, flush=True)
         else:
@@ -110,7 +112,7 @@ class Display(Observer):
         shown = list(self._rows.values())[: max(1, height - 2)]
         for row in shown:
             row.note = _last_progress(row.log) or row.note
-        rows = [(f"job {r.job.number}", short(r.job.label), r.note, _elapsed(r)) for r in shown]
+        rows = [(f"job {r.job.number}", printable(short(r.job.label)), printable(r.note), _elapsed(r)) for r in shown]
         return Text("\n".join([*table(rows, width), clip(self._summary(), width)]), no_wrap=True, overflow="crop")
 
     def _summary(self) -> str:

@@ -6,7 +6,6 @@ directories say how far they came.
 
 from __future__ import annotations
 
-import csv
 import re
 import shlex
 import shutil
@@ -23,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from quartet.check import check_pairing
 from quartet.cli import CONF, override_problems
 from quartet.interruption import Interrupted
-from quartet.run import Run
-from quartet.say import say
+from quartet.run import Run, read_metrics
+from quartet.say import printable, say
 from quartet.sweeps.batches import launch_batches
 from quartet.sweeps.child import Job
 from quartet.sweeps.locks import sweep_lock
@@ -254,19 +253,17 @@ class Sweep:
         from quartet.report import report_sweep
 
         try:
-            print(f"\n{report_sweep(self.directory).summary}", flush=True)
+            print(printable(f"\n{report_sweep(self.directory).summary}", keep="\n"), flush=True)
         except Exception as error:
             again = f"python scripts/report.py sweep={shlex.quote(str(self.directory))}"
-            print(f"error: no report ({described(describe(error))}); try again with: {again}", file=sys.stderr)
+            print(
+                printable(f"error: no report ({described(describe(error))}); try again with: {again}"), file=sys.stderr
+            )
 
 
 def best_logged(run: Run, metric: str, mode: str) -> dict[str, Any]:
     """What a run that was killed had reached, from its metrics.csv: the parts of a result that are known."""
-    path = run.directory / "metrics.csv"
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(metric) not in (None, "", "nan")]
+    rows = [row for row in read_metrics(run.directory / "metrics.csv") if row.get(metric) not in (None, "", "nan")]
     if not rows:
         return {}
     best = (min if mode == "min" else max)(rows, key=lambda row: float(row[metric]))
