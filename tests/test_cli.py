@@ -102,7 +102,7 @@ def test_what_is_no_setting_is_explained(script, word, expected):
         (["trainer.val_check_interval=0"], ["must be a whole number of steps, or a share of an epoch"]),
         (["trainer.val_check_interval=1.5"], ["must be a whole number of steps, or a share of an epoch"]),
         (["data.split=[0.5,0.6]"], ["data.split must be three shares"]),
-        (["monitor.mode=best"], ["monitor.mode must be min or max"]),
+        (["monitor.mode=best"], ["monitor.mode must be min, max or null"]),
         (["optimizer.lr=0", "seed=-1", "task.l1=-0.5"], ["optimizer.lr", "seed", "task.l1"]),
     ],
 )

@@ -26,7 +26,15 @@ from quartet import optim, trust
 from quartet.callbacks.checkpoint import Checkpoints
 from quartet.callbacks.pruning import Pruning
 from quartet.callbacks.transfer import Freeze
-from quartet.check import check_pairing, required, signature_problems, takes, types_of, value_problems
+from quartet.check import (
+    check_pairing,
+    required,
+    settle_monitor,
+    signature_problems,
+    takes,
+    types_of,
+    value_problems,
+)
 from quartet.cli import in_sweep
 from quartet.data.base import DataModule
 from quartet.data.spec import Spec
@@ -152,10 +160,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def check(config: DictConfig) -> None:
     """Everything that can be known to be wrong before data are read: one ValueError with a line for each problem.
 
-    The config is the user's own: it may use the packages that it names.
+    Fills in `monitor.mode`. The config is the user's own: it may use the packages that it names.
     """
     if not in_sweep():  # a job may have been composed from a file; what the user typed is in the environment then
         trust.grant(trust.packages(plain(config)))
+    settle_monitor(config)
     _check(config)
 
 

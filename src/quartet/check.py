@@ -39,9 +39,15 @@ NOT_NEGATIVE = Rule("a number of at least 0", lambda v: _number(v) and v >= 0)
 SHARE = Rule("a number from 0 to 1", lambda v: _number(v) and 0 <= v <= 1)
 PROBABILITY = Rule("a number from 0 to below 1", lambda v: _number(v) and 0 <= v < 1)
 
+# which way a metric improves; a test holds it against what the tasks log
+DIRECTIONS = {
+    **dict.fromkeys(("loss", "perplexity", "bits_per_byte", "rmse", "mae", "calibration_error"), "min"),
+    **dict.fromkeys(("accuracy", "precision", "recall", "f1", "auroc", "average_precision", "r2"), "max"),
+}
+
 RULES = {
-    "seed": Rule("a whole number of at least 0", lambda v: _whole(v) and v >= 0),
-    "monitor.mode": Rule("min or max", lambda v: v in ("min", "max")),
+    "seed": Rule("a whole number from 0 to 4294967295", lambda v: _whole(v) and 0 <= v < 2**32),  # NumPy takes no other
+    "monitor.mode": Rule("min, max or null", lambda v: v in (None, "min", "max")),
     "data.batch_size": COUNT,
     "data.context_length": Rule("a whole number of at least 2", lambda v: _whole(v) and v >= 2),
     "data.vocab_size": COUNT,
@@ -78,6 +84,41 @@ RULES = {
     "callbacks.checkpoint.every_minutes": Rule("a number above 0, or null", lambda v: v is None or POSITIVE.holds(v)),
     "trainer.gradient_clip_val": Rule("a number of at least 0, or null", lambda v: v is None or NOT_NEGATIVE.holds(v)),
 }
+
+
+def settle_monitor(config: DictConfig) -> None:
+    """Fill in `monitor.mode` where it is null: the direction in which the metric improves.
+
+    Raises ValueError where a direction contradicts its metric, here or in a callback, and where that of a metric of the
+    user's own is not given.
+    """
+    monitor = config.monitor
+    if monitor.mode is None:
+        monitor.mode = direction(monitor.metric)
+        if monitor.mode is None:
+            raise ValueError(
+                f"monitor.mode: give min or max, as {monitor.metric} is not a metric of Quartet's own tasks"
+            )
+    watching = {"monitor": (monitor.metric, monitor.mode)}
+    for name, node in config.callbacks.items():
+        if node is not None and node.get("monitor") is not None and node.get("mode") is not None:
+            watching[f"callbacks.{name}"] = (node.monitor, node.mode)
+    problems = [direction_problem(f"{place}.mode", *watched) for place, watched in watching.items()]
+    if any(problems):
+        raise ValueError("\n".join(filter(None, problems)))
+
+
+def direction(metric: str) -> str | None:
+    """min or max, by the last part of a metric's name; None where it is not one of ours."""
+    return DIRECTIONS.get(str(metric).rpartition("/")[2])
+
+
+def direction_problem(key: str, metric: str, mode: str) -> str | None:
+    better = direction(metric)
+    if mode not in ("min", "max") or better in (None, mode):
+        return None
+    words = {"min": "the smaller", "max": "the larger"}[better]
+    return f"{key}={mode} contradicts {metric}, which is better {words} it is; leave it out, or give {key}={better}"
 
 
 def check_pairing(config: DictConfig) -> None:

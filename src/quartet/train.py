@@ -46,6 +46,8 @@ class History(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
+        if self.metric not in metrics:
+            raise ValueError(_undefined(self.metric))
         self.rows.append({"step": trainer.global_step, **metrics})
 
     @property
@@ -68,6 +70,13 @@ class History(Callback):
         ):
             raise ValueError("the metrics of its validations are not numbers")
         self.rows, self.seconds = rows, seconds
+
+
+def _undefined(metric: str) -> str:
+    return (
+        f"monitor.metric={metric} has no value for the validation part (R² needs two targets that differ, AUROC two "
+        "classes): monitor another metric, such as val/loss, or give validation more samples with data.split"
+    )
 
 
 def _are_numbers(values: list[Any]) -> bool:
@@ -172,10 +181,18 @@ def prepare(run: Run, data: DataModule | None = None) -> Parts:
         transfer.check_resumable(task, run)
     else:
         transfer.initialise(task.network, config, data.spec, transfer.find_source(config), download=run.may_download)
+    _check_monitor(config.monitor.metric, task, data)
     history = History(config.monitor.metric, config.monitor.mode)
     trainer = build.build_trainer(config, run.directory, train=True, callbacks=(history,))
     _introduce(data, task, trainer)
     return Parts(data, task, trainer, history)
+
+
+def _check_monitor(metric: str, task: Task, data: DataModule) -> None:
+    """Raise ValueError where the monitored metric will have no value, whatever is predicted."""
+    targets = getattr(data.datasets["val"], "target", None)
+    if isinstance(targets, torch.Tensor) and metric.removeprefix("val/") in task.undefined(targets):
+        raise ValueError(_undefined(metric))
 
 
 def _introduce(data: DataModule, task: Task, trainer: Trainer) -> None:

@@ -192,8 +192,10 @@ def pictures_figure(pictures: Array, captions: list[str], title: str, columns: i
 def regression_figure(prediction: Array, target: Array, title: str) -> Figure:
     """Predicted against true with the diagonal, and the histogram of what is left (predicted - true)."""
     residuals = prediction - target
-    spread = np.square(target - target.mean()).sum()
-    r2 = 1 - np.square(residuals).sum() / spread if spread else float("nan")
+    explained = ""  # R² is not defined for one sample, nor for equal targets
+    if target.min() < target.max():
+        r2 = 1 - np.square(residuals).sum() / np.square(target - target.mean()).sum()
+        explained = f"R² {r2:.3f}, "
     figure = blank_figure(10, 4.6)
     left, right = figure.subplots(1, 2)
     ends = min(target.min(), prediction.min()), max(target.max(), prediction.max())
@@ -203,7 +205,7 @@ def regression_figure(prediction: Array, target: Array, title: str) -> Figure:
         _thin(target, MOST_POINTS), _thin(prediction, MOST_POINTS), s=size, color=COLOURS[0], alpha=0.5, linewidths=0
     )
     left.set(xlabel="true", ylabel="predicted")
-    left.set_title(f"R² {r2:.3f}, {len(target):,} samples", fontsize=10)
+    left.set_title(f"{explained}{len(target):,} samples", fontsize=10)
     left.grid(color="0.92")
     right.hist(residuals, bins=min(50, max(8, len(residuals) // 8)), color=COLOURS[0], alpha=0.8)
     right.axvline(0, color="0.3", linewidth=1)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from quartet.check import direction_problem
 from quartet.sweeps.space import Dimension, size, start_point
 
 SAMPLERS = ("grid", "tpe", "random", "gp", "cma_es", "qmc")
@@ -147,7 +148,10 @@ def _objective_problems(objectives: Any) -> Iterator[str]:
     if not isinstance(objectives, dict) or not all(mode in ("min", "max") for mode in objectives.values()):
         yield f"sweep.objectives must name metrics with min or max, as in {{val/loss: min}}, not {objectives!r}"
         return
-    for name in objectives:
+    for name, mode in objectives.items():
+        problem = direction_problem(f"sweep.objectives.{name}", name, mode)
+        if problem:
+            yield problem
         if not str(name).startswith("val/"):
             yield (
                 f"the objective {name} is no val/ metric; a sweep chooses on the validation part, the winner is tested "

@@ -19,7 +19,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from quartet.check import check_pairing
+from quartet.check import check_pairing, settle_monitor
 from quartet.cli import CONF, override_problems
 from quartet.interruption import Interrupted
 from quartet.run import Run, read_metrics
@@ -48,6 +48,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
         raise_problems(override_problems("train", ["-m", *choices]))
     else:
         check_pairing(first)
+    settle_monitor(first)
     plan = Plan.make(settings, _command(config), space, fixed, first.monitor)
     directory = Path(config.hydra.sweep.dir).absolute()
     with _directory(directory, plan, alone=not getattr(launcher, "adopts", False)):

@@ -15,7 +15,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from quartet import optim
 from quartet.data.spec import Spec
@@ -73,6 +73,10 @@ class Task(LightningModule):
     @abstractmethod
     def log_metrics(self, part: str) -> None:
         """Log and reset the metrics gathered over validation or test."""
+
+    def undefined(self, targets: Tensor) -> set[str]:
+        """Which of `METRICS` have no value for a part with these targets, whatever is predicted; they are not logged."""
+        return set()
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         loss, _ = self.step(batch, "train")
@@ -172,8 +176,8 @@ class ScoredTask(Task):
         self.scores = nn.ModuleDict({f"{part}_scores": self.new_metrics() for part in ("val", "test")})
 
     @abstractmethod
-    def new_metrics(self) -> MetricCollection:
-        """The metrics, each under the name it is logged by."""
+    def new_metrics(self) -> Metric | MetricCollection:
+        """The metrics of (prediction, target); `compute` gives each under the name it is logged by."""
 
     def record(self, part: str, loss: Tensor, prediction: Tensor, target: Tensor) -> None:
         self.losses[f"{part}_loss"].update(loss, weight=len(target))  # type: ignore[operator]
@@ -182,10 +186,10 @@ class ScoredTask(Task):
     def log_metrics(self, part: str) -> None:
         loss, scores = self.losses[f"{part}_loss"], self.scores[f"{part}_scores"]
         self.log(f"{part}/loss", loss.compute())  # type: ignore[operator]
-        for name, value in scores.compute().items():  # type: ignore[operator]
-            self.log_score(part, name, value)
+        self.log_scores(part, scores.compute())  # type: ignore[operator]
         loss.reset()  # type: ignore[operator]
         scores.reset()  # type: ignore[operator]
 
-    def log_score(self, part: str, name: str, value: Tensor) -> None:
-        self.log(f"{part}/{name}", value)
+    def log_scores(self, part: str, scores: dict[str, Tensor]) -> None:
+        """Log what the metrics have computed."""
+        self.log_dict({f"{part}/{name}": value for name, value in scores.items()})

@@ -20,6 +20,7 @@ from torchmetrics.classification import (
 )
 
 from quartet.tasks.base import Batch, ScoredTask, members
+from quartet.tasks.metrics import ClassCounts
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
@@ -110,14 +111,30 @@ class Classification(ScoredTask):
         if self.loss is not binary_cross_entropy:
             return logits.softmax(-1)
         scores = logits.sigmoid()
-        return scores / scores.sum(-1, keepdim=True).clamp(min=1e-12)
+        return (scores / scores.sum(-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
 
-    def log_score(self, part: str, name: str, value: Tensor) -> None:
-        if value.ndim == 0:
-            self.log(f"{part}/{name}", value)
-            return
-        for label, of_class in zip(self.spec.classes, value, strict=True):
-            self.log(f"{part}_per_class/{name}_{label}", of_class)
+    def log_scores(self, part: str, scores: dict[str, Tensor]) -> None:
+        """What is averaged over classes is so over those that occur; what is not defined is not logged.
+
+        A class without samples has neither AUROC nor average precision, nor recall, and one without any other class
+        beside it has no AUROC. Precision, recall and F1 are averaged over the classes that occur or are predicted. All
+        of it is as scikit-learn has it.
+        """
+        counts = scores.pop("counts")
+        occurs = counts > 0
+        defined = {"auroc": occurs & (counts < counts.sum()), "average_precision": occurs}
+        for name, value in scores.items():
+            if value.ndim == 0:
+                self.log(f"{part}/{name}", value)
+            elif name not in defined:
+                for label, of_class, there in zip(self.spec.classes, value, occurs, strict=True):
+                    if there:
+                        self.log(f"{part}_per_class/{name}_{label}", of_class)
+            elif defined[name].any():
+                self.log(f"{part}/{name}", value[defined[name]].mean())
+
+    def undefined(self, targets: Tensor) -> set[str]:
+        return {"auroc"} if len(targets.unique()) < 2 else set()
 
     def _class_weights(self, given: str | list[float] | None) -> Tensor | None:
         if given is None:
@@ -140,12 +157,13 @@ class Classification(ScoredTask):
                 "precision": MulticlassPrecision(n),
                 "recall": MulticlassRecall(n),
                 "f1": MulticlassF1Score(n),
-                "auroc": MulticlassAUROC(n),
-                "average_precision": MulticlassAveragePrecision(n),
+                "auroc": MulticlassAUROC(n, average=None),
+                "average_precision": MulticlassAveragePrecision(n, average=None),
                 "calibration_error": MulticlassCalibrationError(n),
                 "precision_of": MulticlassPrecision(n, average=None),
                 "recall_of": MulticlassRecall(n, average=None),
                 "f1_of": MulticlassF1Score(n, average=None),
+                "counts": ClassCounts(n),
             },
             compute_groups=False,
         )

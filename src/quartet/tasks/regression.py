@@ -6,9 +6,10 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
+from torchmetrics import Metric
 
 from quartet.tasks.base import Batch, ScoredTask, members
+from quartet.tasks.metrics import RegressionErrors, r_squared
 
 LOSSES = {"mean_squared_error": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
@@ -32,14 +33,19 @@ class Regression(ScoredTask):
             if self.logging_due:
                 self.log("train/loss", loss.detach(), sync_dist=True)
             return loss, {}
-        prediction, truth = self.to_units(output).detach(), self.to_units(target)
-        self.record(part, loss, prediction, truth)
-        return loss, {"prediction": prediction, "target": truth, "index": batch["index"]}
+        self.record(part, loss, output, target)
+        return loss, {
+            "prediction": self.to_units(output),
+            "target": self.to_units(target),
+            "index": batch["index"],
+        }
 
     def to_units(self, standardised: Tensor) -> Tensor:
-        return standardised * self.spec.target_std + self.spec.target_mean
+        """In float64, which holds a year or a price beside its spread; on the CPU, as not every device has it."""
+        return standardised.detach().cpu().double() * self.spec.target_std + self.spec.target_mean
 
-    def new_metrics(self) -> MetricCollection:
-        return MetricCollection(
-            {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError(), "r2": R2Score()}, compute_groups=False
-        )
+    def new_metrics(self) -> Metric:
+        return RegressionErrors(self.spec.target_std)
+
+    def undefined(self, targets: Tensor) -> set[str]:
+        return {"r2"} if r_squared(targets.double(), targets.double()) is None else set()

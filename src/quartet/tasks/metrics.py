@@ -1,0 +1,70 @@
+"""Metrics that hold for every unit and every set of classes: sums in float64, and no number where none is defined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class RegressionErrors(Metric):
+    """RMSE, MAE and R² of all samples; `scale` is the unit of the values it is given.
+
+    The values are the standardised ones: their unit is that of the network, so an offset or a factor of the target
+    changes nothing but the factor of RMSE and MAE. They are kept (4 bytes each, twice) and summed in float64 at the
+    end, by two passes. R² is left out where there is none: of fewer than two samples, or of targets that are all equal.
+    """
+
+    full_state_update = False
+    predictions: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+        for name in ("predictions", "targets"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """(B,) each."""
+        self.predictions.append(prediction.detach())
+        self.targets.append(target.detach())
+
+    def compute(self) -> dict[str, Tensor]:
+        prediction, target = (_joined(values).cpu().double() for values in (self.predictions, self.targets))
+        errors = prediction - target
+        values = {"rmse": errors.square().mean().sqrt() * self.scale, "mae": errors.abs().mean() * self.scale}
+        r2 = r_squared(prediction, target)
+        return values if r2 is None else {**values, "r2": r2}
+
+
+def r_squared(prediction: Tensor, target: Tensor) -> Tensor | None:
+    """Share of the targets' variance that is explained, of float64 values; None where they have no variance."""
+    if len(target) < 2 or bool(target.min() == target.max()):
+        return None
+    return 1 - (prediction - target).square().sum() / (target - target.mean()).square().sum()
+
+
+def _joined(values: list[Tensor] | Tensor) -> Tensor:
+    """A state that is gathered over workers is one tensor already."""
+    return values if isinstance(values, Tensor) else torch.cat(values)
+
+
+class ClassCounts(Metric):
+    """How many samples each class has, (C,): metrics of one class against the rest are defined by that."""
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, n_classes: int):
+        super().__init__()
+        self.n_classes = n_classes
+        self.add_state("counts", default=torch.zeros(n_classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, _: Any, target: Tensor) -> None:
+        self.counts = self.counts + torch.bincount(target, minlength=self.n_classes)
+
+    def compute(self) -> Tensor:
+        return self.counts
