@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -114,13 +116,12 @@ def test_classification_is_scikit_learn_s_over_the_classes_that_occur(seed, n, n
     predicted, there = scores.argmax(1), np.unique(target)
     areas = [sk.roc_auc_score(target == c, scores[:, c]) for c in there if len(there) > 1]
     averages = [sk.average_precision_score(target == c, scores[:, c]) for c in there]
+    macro: Any = {"average": "macro", "zero_division": 0}
     expected = {
         "accuracy": sk.accuracy_score(target, predicted),
-        "precision": sk.precision_score(target, predicted, average="macro", zero_division=0),
-        "recall": sk.recall_score(
-            target, predicted, average="macro", zero_division=0, labels=np.union1d(target, predicted)
-        ),
-        "f1": sk.f1_score(target, predicted, average="macro", zero_division=0),
+        "precision": sk.precision_score(target, predicted, **macro),
+        "recall": sk.recall_score(target, predicted, **macro, labels=np.union1d(target, predicted)),
+        "f1": sk.f1_score(target, predicted, **macro),
         "average_precision": np.mean(averages),
     }
     if areas:
