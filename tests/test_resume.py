@@ -155,7 +155,7 @@ def test_killed_anywhere_and_resumed_is_never_killed(started, family):
 
 
 VARIANTS = {
-    "gradient accumulation": "trainer.accumulate_grad_batches=4 ++trainer.limit_train_batches=10 trainer.max_steps=6 "
+    "gradient accumulation": "trainer.accumulate_grad_batches=4 ++trainer.limit_train_batches=12 trainer.max_steps=6 "
     "data.batch_size=4",
     "averaging": "callbacks=ema",
     "one cycle": "scheduler=one_cycle optimizer=adam",

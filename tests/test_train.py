@@ -34,7 +34,7 @@ FAMILIES = {
         "model.d_ff=32",
         "data.context_length=32",
     ],
-    "rnn": ["model.d_hidden=16", "model.n_layers=1", "data.context_length=32"],
+    "rnn": ["model.d_hidden=16", "model.n_layers=1", "model.dropout=0.1", "data.context_length=32"],
     "image": ["model=image_small", "model.widths=[4,8]"],
     "mlp": ["model.hidden=[16]"],
 }

@@ -145,7 +145,8 @@ def make(node: dict[str, Any], place: str | None = None, /, **facts: Any) -> Any
     target, settings = locate(node["_target_"], place), settings_of(node)
     both = sorted(settings.keys() & facts.keys())
     if both:
-        raise ValueError(f"{', '.join(both)} of {node['_target_']} comes from the data; leave it out of the config")
+        source = "is set by Quartet" if place == "trainer" else "comes from the data"
+        raise ValueError(f"{', '.join(both)} of {node['_target_']} {source}; leave it out of the config")
     return target(**facts, **settings)
 
 
@@ -401,8 +402,8 @@ def build_trainer(
 ) -> Trainer:
     """A trainer whose files go to `directory`; for evaluation it logs nothing and keeps no checkpoint."""
     values = plain(config)["trainer"]
+    values.update(_validation_rhythm(values))
     if train:
-        values.update(_validation_rhythm(values))
         extras = {
             "callbacks": [*callbacks, *build_callbacks(config, directory)],
             "logger": build_loggers(config, directory),
@@ -438,9 +439,10 @@ def _warn_of_slow_precision(trainer: Trainer) -> None:
 
 
 def _validation_rhythm(trainer: dict[str, Any]) -> dict[str, Any]:
-    """A whole number counts batches over all epochs, a float is a share of an epoch."""
-    interval = trainer["val_check_interval"]
-    return {"check_val_every_n_epoch": None if isinstance(interval, int) else 1, "val_check_interval": interval}
+    """A whole number counts steps over all epochs, a float is a share of every n-th epoch; see also `align_validation`."""
+    interval, epochs = trainer["val_check_interval"], trainer.get("check_val_every_n_epoch")
+    every = None if isinstance(interval, int) else epochs or 1
+    return {"check_val_every_n_epoch": every, "val_check_interval": interval}
 
 
 def seed_everything(seed: int) -> None:

@@ -74,6 +74,13 @@ RULES = {
         "a whole number of steps, or a share of an epoch such as 0.5",
         lambda v: COUNT.holds(v) or (isinstance(v, float) and 0 < v <= 1),
     ),
+    "trainer.check_val_every_n_epoch": Rule(
+        "a whole number of at least 1, or null", lambda v: v is None or COUNT.holds(v)
+    ),
+    "trainer.overfit_batches": Rule(
+        "a whole number of batches of at least 0, or a share of them such as 0.1",
+        lambda v: (_whole(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
+    ),
     "trainer.accumulate_grad_batches": COUNT,
     "trainer.log_every_n_steps": COUNT,
     "trainer.num_nodes": COUNT,
@@ -153,8 +160,37 @@ def value_problems(config: DictConfig) -> Iterator[str]:
             here = (here or {}).get(group)
         if isinstance(here, dict) and name in here and not rule.holds(here[name]):
             yield f"{key} must be {rule.words}, not {here[name]!r}"
+    yield from _length_problems(values["trainer"])
     yield from _start_problems(values["model"])
     yield from _sharding_problems(values)
+
+
+def _length_problems(trainer: dict[str, Any]) -> Iterator[str]:
+    """How long training goes on, in whole accumulation windows, and when it is validated."""
+    steps, epochs, interval = (trainer.get(key) for key in ("max_steps", "max_epochs", "val_check_interval"))
+    if steps == -1 and epochs == -1:
+        yield (
+            "trainer.max_steps and trainer.max_epochs are both -1, and schedules are shares of a run; give one of them, "
+            "with trainer.max_time the one that would be reached without it"
+        )
+    every, window, batches = (
+        trainer.get(key) for key in ("check_val_every_n_epoch", "accumulate_grad_batches", "limit_train_batches")
+    )
+    if every is not None and _whole(interval):
+        yield (
+            f"trainer.check_val_every_n_epoch={every} counts epochs and trainer.val_check_interval={interval} steps; "
+            "give trainer.val_check_interval=1.0 too, or leave the epochs out"
+        )
+    if _whole(every) and _whole(epochs) and steps == -1 and every > epochs > 0:
+        yield f"trainer.check_val_every_n_epoch={every} is never reached in trainer.max_epochs={epochs}; take fewer"
+    if _whole(window) and window > 1 and batches not in (None, 1.0):
+        if not _whole(batches):
+            yield f"trainer.limit_train_batches={batches} must be a whole number of batches where gradients accumulate"
+        elif batches % window:
+            yield (
+                f"trainer.limit_train_batches={batches} must be a multiple of trainer.accumulate_grad_batches={window}, "
+                "so that every step has as many samples"
+            )
 
 
 def _start_problems(model: dict[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 import time
@@ -12,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger
+from torch import nn
 
 from quartet import build, transfer, trust
 from quartet.callbacks.pruning import Pruning
@@ -39,9 +41,12 @@ class History(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seconds += time.monotonic() - self._start
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        align_validation(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """The last step ends in a validation, whatever the interval: Lightning validates where it is told to stop."""
-        if 0 < trainer.max_steps <= trainer.global_step:
+        if trainer.estimated_stepping_batches <= trainer.global_step:
             trainer.should_stop = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,6 +75,15 @@ class History(Callback):
         ):
             raise ValueError("the metrics of its validations are not numbers")
         self.rows, self.seconds = rows, seconds
+
+
+def align_validation(trainer: Trainer) -> None:
+    """Validate after whole optimizer steps; Lightning counts batches, of which accumulation takes several for a step."""
+    window = trainer.accumulate_grad_batches
+    if isinstance(trainer.val_check_interval, int):
+        trainer.val_check_batch = trainer.val_check_interval * window
+    elif isinstance(trainer.val_check_batch, int):
+        trainer.val_check_batch = max(window, trainer.val_check_batch // window * window)
 
 
 def _undefined(metric: str) -> str:
@@ -182,8 +196,12 @@ def prepare(run: Run, data: DataModule | None = None) -> Parts:
     else:
         transfer.initialise(task.network, config, data.spec, transfer.find_source(config), download=run.may_download)
     _check_monitor(config.monitor.metric, task, data)
+    _check_batch_norm(task, data, config)
     history = History(config.monitor.metric, config.monitor.mode)
     trainer = build.build_trainer(config, run.directory, train=True, callbacks=(history,))
+    _check_window(trainer, data)
+    if config.trainer.get("overfit_batches"):
+        data.overfit()
     _introduce(data, task, trainer)
     return Parts(data, task, trainer, history)
 
@@ -193,6 +211,34 @@ def _check_monitor(metric: str, task: Task, data: DataModule) -> None:
     targets = getattr(data.datasets["val"], "target", None)
     if isinstance(targets, torch.Tensor) and metric.removeprefix("val/") in task.undefined(targets):
         raise ValueError(_undefined(metric))
+
+
+def _check_batch_norm(task: Task, data: DataModule, config: DictConfig) -> None:
+    """Raise ValueError where batch normalisation would see one value of each channel, which has no variance."""
+    norms = [module for module in task.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if data.batch_size > 1 or not norms:
+        return
+    batch = data.datasets["train"].to(torch.device("cpu")).gather(torch.zeros(1, dtype=torch.long))
+    batch = data.on_before_batch_transfer(batch, 0)
+    try:
+        copy.deepcopy(task.network).cpu().train()(**data.on_after_batch_transfer(batch, 0)["inputs"])
+    except ValueError as error:
+        other = "model.normalization=layer, or " if "normalization" in config.model else ""
+        raise ValueError(
+            f"data.batch_size=1 leaves batch normalisation one value of each channel; take {other}data.batch_size=2 or more"
+        ) from error
+
+
+def _check_window(trainer: Trainer, data: DataModule) -> None:
+    """Raise ValueError where an epoch has not enough batches for one optimizer step."""
+    n, window = len(data.datasets["train"]), trainer.accumulate_grad_batches
+    wanted = data.batch_size * trainer.world_size * window
+    if window > 1 and n < wanted:
+        raise ValueError(
+            f"a step takes {wanted} samples (data.batch_size={data.batch_size} × "
+            f"trainer.accumulate_grad_batches={window} × {trainer.world_size} workers), and there are {n:,} to train on; "
+            "lower one of them"
+        )
 
 
 def _introduce(data: DataModule, task: Task, trainer: Trainer) -> None:

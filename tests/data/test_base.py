@@ -122,7 +122,9 @@ def test_two_ranks_share_the_batches_of_one_rank(name):
     def batches(rank, world, batch_size):
         module = MODULES[name](batch_size=batch_size)
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        module.trainer = SimpleNamespace(strategy=strategy, global_rank=rank, world_size=world, training=False)
+        module.trainer = SimpleNamespace(
+            strategy=strategy, global_rank=rank, world_size=world, training=False, accumulate_grad_batches=1
+        )
         module.setup()
         return [batch["index"] for batch in module.train_dataloader()]
 

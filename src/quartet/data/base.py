@@ -39,6 +39,7 @@ class DataModule(LightningDataModule):
         self.ids: dict[str, list] = {}
         self.datasets: dict[str, Dataset] = {}
         self._preprocessing: dict[str, Any] | None = None
+        self._overfits = False
 
     # what a subclass provides
     @abstractmethod
@@ -111,13 +112,14 @@ class DataModule(LightningDataModule):
 
     # loaders
     def train_dataloader(self) -> MemoryLoader:
-        loader = self._loader("train", self.train_order(), drop_last=True)
+        loader = self._loader("train", self._training_order(), drop_last=True)
         if self.trainer and self.trainer.training:
             loader.position = partial(batches_seen, self.trainer)
         return loader
 
     def val_dataloader(self) -> MemoryLoader:
-        return self._loader("val", self.eval_order("val"), drop_last=False)
+        order = self._training_order() if self._overfits else self.eval_order("val")
+        return self._loader("val", order, drop_last=False)
 
     def test_dataloader(self) -> MemoryLoader:
         return self._loader("test", self.eval_order("test"), drop_last=False)
@@ -128,6 +130,15 @@ class DataModule(LightningDataModule):
         if trainer and trainer.training:
             seed_step(trainer.strategy.root_device, self.seed, *batches_seen(trainer), trainer.global_rank)
         return batch
+
+    def overfit(self) -> None:
+        """Train on the same batches again and again, and validate on them: a network that learns drives their loss to 0."""
+        self._overfits = True
+        self.datasets["val"], self.ids["val"] = self.datasets["train"], self.ids["train"]
+
+    def _training_order(self) -> Order:
+        order = self.train_order()
+        return (lambda epoch: order(0)) if self._overfits else order
 
     def train_order(self) -> Order:
         return shuffled(len(self.datasets["train"]), self.seed)
@@ -145,9 +156,14 @@ class DataModule(LightningDataModule):
         if len(self.datasets[part]) < self.world:
             raise ValueError(f"{part} has {len(self.datasets[part])} samples for {self.world} workers; bring more data")
         dataset = self.datasets[part].to(trainer.strategy.root_device if trainer else torch.device("cpu"))
-        rank = trainer.global_rank if trainer else 0
         return MemoryLoader(
-            dataset, batch_size=self.batch_size, order=order, drop_last=drop_last, rank=rank, world=self.world
+            dataset,
+            batch_size=self.batch_size,
+            order=order,
+            drop_last=drop_last,
+            rank=trainer.global_rank if trainer else 0,
+            world=self.world,
+            window=trainer.accumulate_grad_batches if trainer else 1,
         )
 
 

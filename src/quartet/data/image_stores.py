@@ -210,6 +210,7 @@ class WorkerLoader(MemoryLoader):
             drop_last=loader.drop_last,
             rank=loader.rank,
             world=loader.world,
+            window=loader.window,
         )
         self.n_workers = n_workers
 

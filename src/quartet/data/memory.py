@@ -69,13 +69,24 @@ class MemoryLoader:
     `epoch` and `step`, the position of the next batch, are its whole state: `seek` sets them, iteration goes on from there
     to the end of the epoch. `position`, where it is given, says where each iteration begins: a trainer may leave an epoch
     early or go on with an old one.
+
+    `drop_last` leaves out the last samples of an epoch that do not fill a `window`, the batches of one optimizer step:
+    a gradient is always the mean over as many samples.
     """
 
     def __init__(
-        self, dataset: Dataset, *, batch_size: int, order: Order, drop_last: bool, rank: int = 0, world: int = 1
+        self,
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        order: Order,
+        drop_last: bool,
+        rank: int = 0,
+        world: int = 1,
+        window: int = 1,
     ):
         self.dataset, self.batch_size, self.order = dataset, batch_size, order
-        self.drop_last, self.rank, self.world = drop_last, rank, world
+        self.drop_last, self.rank, self.world, self.window = drop_last, rank, world, window
         self.epoch, self.step = 0, 0
         self.position: Callable[[], tuple[int, int]] | None = None
 
@@ -88,7 +99,9 @@ class MemoryLoader:
 
     def __len__(self) -> int:
         n = len(self.dataset)
-        return n // self.global_batch_size if self.drop_last else -(-n // self.global_batch_size)
+        if self.drop_last:
+            return n // self.global_batch_size // self.window * self.window
+        return -(-n // self.global_batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.position is not None:
