@@ -145,6 +145,8 @@ def test_overfitting_sees_the_same_batch_and_drives_its_loss_to_0(compose):
     run, result = create_and_train(config)
     losses = column(run, "train/loss")
     assert result["metrics"]["val/loss"] < 0.02 < 0.3 < losses[min(losses)]
+    validated = list(column(run, "val/loss").values())
+    assert len(validated) == 3 and validated[2] < validated[1] < validated[0], "on the batch that it is trained on"
     parts = prepare(run)
     parts.data.trainer, loader = parts.trainer, None
     for epoch in range(3):
@@ -154,3 +156,9 @@ def test_overfitting_sees_the_same_batch_and_drives_its_loss_to_0(compose):
         first = next(iter(loader))["index"]
         validated = next(iter(parts.data.val_dataloader()))["index"]
         assert torch.equal(first, validated)
+
+
+def test_a_limited_validation_sees_the_same_batches_each_time(compose, table):
+    words = [*table, "data.batch_size=10", "+trainer.limit_val_batches=1", "optimizer=sgd", "optimizer.lr=1e-12"]
+    run, _ = create_and_train(compose(*words, "trainer.max_epochs=3", "model.normalization=none"))
+    assert len(set(column(run, "val/loss").values())) == 1

@@ -168,23 +168,23 @@ def value_problems(config: DictConfig) -> Iterator[str]:
 def _length_problems(trainer: dict[str, Any]) -> Iterator[str]:
     """How long training goes on, in whole accumulation windows, and when it is validated."""
     steps, epochs, interval = (trainer.get(key) for key in ("max_steps", "max_epochs", "val_check_interval"))
+    every, window, batches = (
+        trainer.get(key) for key in ("check_val_every_n_epoch", "accumulate_grad_batches", "limit_train_batches")
+    )
     if steps == -1 and epochs == -1:
         yield (
             "trainer.max_steps and trainer.max_epochs are both -1, and schedules are shares of a run; give one of them, "
             "with trainer.max_time the one that would be reached without it"
         )
-    every, window, batches = (
-        trainer.get(key) for key in ("check_val_every_n_epoch", "accumulate_grad_batches", "limit_train_batches")
-    )
     if every is not None and _whole(interval):
         yield (
             f"trainer.check_val_every_n_epoch={every} counts epochs and trainer.val_check_interval={interval} steps; "
             "give trainer.val_check_interval=1.0 too, or leave the epochs out"
         )
-    if _whole(every) and _whole(epochs) and steps == -1 and every > epochs > 0:
+    if isinstance(every, int) and isinstance(epochs, int) and steps == -1 and every > epochs > 0:
         yield f"trainer.check_val_every_n_epoch={every} is never reached in trainer.max_epochs={epochs}; take fewer"
-    if _whole(window) and window > 1 and batches not in (None, 1.0):
-        if not _whole(batches):
+    if isinstance(window, int) and window > 1 and batches not in (None, 1.0):
+        if not isinstance(batches, int):
             yield f"trainer.limit_train_batches={batches} must be a whole number of batches where gradients accumulate"
         elif batches % window:
             yield (

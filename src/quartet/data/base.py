@@ -119,10 +119,16 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> MemoryLoader:
         order = self._training_order() if self._overfits else self.eval_order("val")
-        return self._loader("val", order, drop_last=False)
+        return self._from_the_start(self._loader("val", order, drop_last=False))
 
     def test_dataloader(self) -> MemoryLoader:
-        return self._loader("test", self.eval_order("test"), drop_last=False)
+        return self._from_the_start(self._loader("test", self.eval_order("test"), drop_last=False))
+
+    def _from_the_start(self, loader: MemoryLoader) -> MemoryLoader:
+        """Each pass begins with the first batch, also where `limit_val_batches` ended the one before early."""
+        if self.trainer:
+            loader.position = lambda: (0, 0)
+        return loader
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augmentation and dropout of a training step are the same whatever was computed before it in this process."""
