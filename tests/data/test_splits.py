@@ -24,8 +24,23 @@ def test_splits_are_disjoint_complete_stratified_and_repeatable(n, n_classes, sp
     parts = Split(split, seed).assign(n, labels=labels)
     assert partition(parts, n) and parts == Split(split, seed).assign(n, labels=labels)
     for share, part in zip(split, SPLITS, strict=True):
-        for label in range(n_classes):  # at most one sample from its share: two cuts, each rounded by half a sample
-            assert abs((labels[parts[part]] == label).sum() - share * (labels == label).sum()) <= 1
+        assert abs(len(parts[part]) - share * n) < 1 + 1e-9, "the whole part, by largest remainders"
+        for label in range(n_classes):
+            assert abs((labels[parts[part]] == label).sum() - share * (labels == label).sum()) < 1 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("classes", "sizes"),
+    [([5] * 50, [200, 25, 25]), ([1000, 4, 4, 4], [810, 101, 101]), ([2] * 50, [80, 10, 10]), ([1] * 40, [32, 4, 4])],
+)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_many_small_classes_have_all_parts(classes, sizes, grouped):
+    """Each sample alone, or in a group of its own."""
+    labels = np.repeat(np.arange(len(classes)), classes)
+    if grouped and max(classes) == 1:
+        sizes = [40, 0, 0]  # the only group of a class has to train
+    parts = Split([0.8, 0.1, 0.1], 0).assign(len(labels), labels=labels, groups=range(len(labels)) if grouped else None)
+    assert partition(parts, len(labels)) and [len(parts[part]) for part in SPLITS] == pytest.approx(sizes, abs=2 * grouped)
 
 
 def test_splits_depend_on_the_seed():

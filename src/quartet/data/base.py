@@ -169,7 +169,7 @@ class DataModule(LightningDataModule):
             drop_last=drop_last,
             rank=trainer.global_rank if trainer else 0,
             world=self.world,
-            window=trainer.accumulate_grad_batches if trainer else 1,
+            window=getattr(trainer, "accumulate_grad_batches", 1),
         )
 
 

@@ -98,19 +98,17 @@ class _Samples:
 
     def _draw_samples(self, places: list[int], shares: dict[str, float], random: Any) -> Parts:
         parts: Parts = {part: [] for part in SPLITS}
-        for members in self._by_label(places):
-            drawn = random.permutation(members)
-            val_end = round(len(drawn) * (shares["val"] + shares["test"]))
-            test_end = round(len(drawn) * shares["test"])
-            parts["test"] += drawn[:test_end].tolist()
-            parts["val"] += drawn[test_end:val_end].tolist()
-            parts["train"] += drawn[val_end:].tolist()
+        classes = [random.permutation(members) for members in self._by_label(places)]
+        for drawn, sizes in zip(classes, _sizes([len(c) for c in classes], shares, random), strict=True):
+            for part, chosen in zip(("test", "val", "train"), np.split(drawn, np.cumsum(sizes[:0:-1])), strict=True):
+                parts[part] += chosen.tolist()
         return parts
 
     def _draw_groups(self, places: list[int], shares: dict[str, float], random: Any) -> Parts:
         parts: Parts = {part: [] for part in SPLITS}
-        for members in self._groups_by_label(places, random):
-            for group, part in _spread({group: len(ids) for group, ids in members.items()}, shares).items():
+        classes = self._groups_by_label(places, random)
+        for members, chosen in zip(classes, _spread(classes, shares), strict=True):
+            for group, part in chosen.items():
                 parts[part] += members[group]
         return parts
 
@@ -156,18 +154,66 @@ def _places(given: Sequence[str], part: str) -> list[int]:
     return [i for i, name in enumerate(given) if name == part]
 
 
-def _spread(sizes: dict[Any, int], shares: dict[str, float]) -> dict[Any, str]:
-    """The part of each group of one class: earlier groups choose first, the part that lacks most of its share.
+def _sizes(classes: list[int], shares: dict[str, float], random: Any) -> np.ndarray:
+    """(C, 3) samples of each class for train, val and test, by the method of largest remainders (Hamilton).
 
-    Groups larger than a whole val or test part come first, and train as long as they fit there: the others would be
-    overfull.
+    The parts have their shares of all samples, and of every class the whole number below or above its share of that:
+    first what is held out of each class, then how that is divided. Ties fall by chance.
     """
-    goal = {part: share * sum(sizes.values()) for part, share in shares.items() if share > 0}
-    filled, smallest = dict.fromkeys(goal, 0), min(goal.values())
-    chosen = {}
-    for group, size in sorted(sizes.items(), key=lambda item: -max(item[1], smallest)):  # stable: small ones stay put
-        trains = size > smallest and filled["train"] + size <= goal["train"]
-        part = "train" if trains else min(goal, key=lambda part: filled[part] / goal[part])
-        chosen[group] = part
-        filled[part] += size
+    counts, n = np.array(classes, dtype=float), sum(classes)
+    _, val, test = (shares[part] for part in SPLITS)
+    n_train, _, n_test = _rounded(np.array([n * shares[part] for part in SPLITS]), n)
+    chance = 1e-6 * random.random((2, len(classes)))
+    held = _rounded(counts * (val + test), n - n_train, chance[0])
+    sizes = np.stack([counts.astype(int) - held, _floor(counts * val), _floor(counts * test)], axis=1)
+    more = held - sizes[:, 1] - sizes[:, 2]  # 2: one for each; 1: for one of them
+    sizes[more == 2, 1:] += 1
+    single = np.flatnonzero(more == 1)
+    prefers_test = (counts * test) % 1 - (counts * val) % 1 + chance[1]
+    tests = single[np.argsort(-prefers_test[single], kind="stable")][: max(0, n_test - sizes[:, 2].sum())]
+    sizes[tests, 2] += 1
+    sizes[np.setdiff1d(single, tests), 1] += 1
+    return sizes
+
+
+def _floor(exact: np.ndarray) -> np.ndarray:
+    return np.floor(exact + 1e-9).astype(int)  # 0.1 · 30 is 3, whatever binary fractions make of it
+
+
+def _rounded(exact: np.ndarray, total: int, chance: np.ndarray | float = 0.0) -> np.ndarray:
+    """Whole numbers with this sum, each the one below or above: the largest remainders are rounded up."""
+    whole = _floor(exact)
+    whole[np.argsort(-(exact - whole + chance), kind="stable")[: total - whole.sum()]] += 1
+    return whole
+
+
+def _spread(classes: list[dict[Any, list[int]]], shares: dict[str, float]) -> list[dict[Any, str]]:
+    """The part of each group, for every class: a group goes to the part that lacks most of its share of the class.
+
+    The first group of a class trains. Where classes have few groups, that part of val and test is next which lacks more
+    of its share of all samples, and neither takes more than that. Groups larger than a whole val or test part of their
+    class come first, and train as long as they fit there: the others would be overfull.
+    """
+    n = sum(len(ids) for members in classes for ids in members.values())
+    total = {part: share * n for part, share in shares.items() if share > 0}
+    goals = [{part: share / n * sum(map(len, members.values())) for part, share in total.items()} for members in classes]
+    filled, of_class = dict.fromkeys(total, 0), [dict.fromkeys(total, 0) for _ in classes]
+    chosen: list[dict[Any, str]] = [{} for _ in classes]
+    queues = [
+        sorted(members, key=lambda group, members=members, least=min(goal.values()): -max(len(members[group]), least))
+        for members, goal in zip(classes, goals, strict=True)  # stable: small ones stay put
+    ]
+    for turn in range(max(map(len, queues), default=0)):
+        for i, queue in enumerate(queues):
+            if turn >= len(queue):
+                continue
+            group, size, mine, goal = queue[turn], len(classes[i][queue[turn]]), of_class[i], goals[i]
+            room = [part for part in total if filled[part] < total[part]] or ["train"]
+            if turn == 0 or (size > min(goal.values()) and mine["train"] + size <= goal["train"]):
+                part = "train"
+            else:
+                part = min(room, key=lambda p: (mine[p] / goal[p], filled[p] / total[p]))
+            chosen[i][group] = part
+            filled[part] += size
+            mine[part] += size
     return chosen
