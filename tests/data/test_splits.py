@@ -40,7 +40,9 @@ def test_many_small_classes_have_all_parts(classes, sizes, grouped):
     if grouped and max(classes) == 1:
         sizes = [40, 0, 0]  # the only group of a class has to train
     parts = Split([0.8, 0.1, 0.1], 0).assign(len(labels), labels=labels, groups=range(len(labels)) if grouped else None)
-    assert partition(parts, len(labels)) and [len(parts[part]) for part in SPLITS] == pytest.approx(sizes, abs=2 * grouped)
+    assert partition(parts, len(labels)) and [len(parts[part]) for part in SPLITS] == pytest.approx(
+        sizes, abs=2 * grouped
+    )
 
 
 def test_splits_depend_on_the_seed():

@@ -65,10 +65,36 @@ def test_numbers_written_as_text_are_numeric_and_come_back(values):
 def test_missing_values_never_change_the_kind(values, data):
     assume(any(value.strip() for value in values))
     kind = find(values).kind
+    assume(kind != "ignore" or len(set(values)) > 1)  # beside the only name of a column, NA is another one
     gaps = [*values]
     for word in ("", "NA", "?", " nan "):
         gaps.insert(data.draw(st.integers(0, len(gaps))), word)
     assert find(gaps).kind == kind
+
+
+@pytest.mark.parametrize("word", ["None", "NA", "null", "n/a", "?", "nan"])
+def test_words_for_no_value_are_names_in_a_column_of_names(word):
+    for values in (["Apnea", word, "Insomnia"] * 8, ["Pave", word] * 10):
+        column = find(values)
+        assert column.kind == "categorical" and read(column, [word, ""])[column.name].tolist() == [word, None]
+    assert find(["yes", "no", word] * 5).kind == "boolean" and find(["1.5", "2", word] * 5).kind == "numeric"
+
+
+@pytest.mark.parametrize("stray", ["unknown", "0000-00-00", "2024-02-31", "3/4/2024"])
+def test_a_few_bad_dates_are_named(stray):
+    values = [f"2024-{1 + i % 12:02}-{1 + i % 28:02}" for i in range(60)]
+    values[7] = values[31] = stray
+    with pytest.raises(
+        ValueError, match=rf"has dates \(ISO8601\) in 58 of 60 training rows, but also {stray!r}; .*data.missing"
+    ):
+        find(values, "when")
+    assert find_column("when", as_text(values, [stray]), ".", None).kind == "date"
+
+
+def test_day_and_month_exchanged_name_the_format():
+    column = find([f"{1 + i % 12:02}/{1 + i % 11:02}/2020" for i in range(30)], "when")
+    with pytest.raises(ValueError, match=r"row 2 has '25/12/2020'; data.date_format=%d/%m/%Y reads all of them"):
+        read(column, ["01/02/2020", "25/12/2020"])
 
 
 @settings(max_examples=40, deadline=None)
@@ -167,9 +193,12 @@ def test_a_few_words_among_numbers_are_an_error_with_both_remedies():
 
 
 def test_the_decimal_is_the_one_that_makes_numbers():
-    assert find_decimal([as_text(["1,5", "2,25"]), as_text(["a", "b"])]) == ","
-    assert find_decimal([as_text(["1.5", "2"]), as_text(["x, y", "z"])]) == "."
-    assert find_decimal([as_text(["1,234"])]) == "."  # both are possible
+    assert find_decimal([as_text(["1,5", "2,25"]), as_text(["a", "b"])]) == (",", None)
+    assert find_decimal([as_text(["1.5", "2"]), as_text(["x, y", "z"])]) == (".", None)
+    assert find_decimal([as_text(["1,234"])]) == (".", "1,234")  # both are possible
+    assert find_decimal([as_text(["1,234", "NA"])], ";") == (",", "1,234")
+    assert find_decimal([as_text(["0,250", "1,234"])]) == (",", None)  # no number begins with a group of zero
+    assert find_decimal([as_text(["2.183", "1.234"])], ";") == (".", None)
     assert read(Column("x", "numeric"), ["1.234,5", "7", None], ",")["x"][:2].tolist() == [1234.5, 7]
 
 

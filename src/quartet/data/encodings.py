@@ -12,12 +12,14 @@ _STRANGE = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd]")  # no text has the
 def likely(content: bytes) -> str | None:
     """gb18030 or cp1252, whichever decodes `content` cleanly; None where neither does.
 
-    Both decode almost any bytes, so the bytes above ASCII decide who is asked first: Chinese writes them in runs of two
-    and more, European languages as single letters between ASCII ones.
+    Both decode almost any bytes, so the bytes above ASCII decide who is asked first: in Chinese they come in pairs that
+    begin with 0xA1 to 0xD7, the usual characters; in European languages most are small letters, 0xDF to 0xFF, alone.
     """
-    runs = [len(run) for run in _HIGH.findall(content)]
-    alone = sum(run == 1 for run in runs) > len(runs) / 2
-    return next((name for name in ((WESTERN, ASIAN) if alone else (ASIAN, WESTERN)) if _is_clean(content, name)), None)
+    runs = _HIGH.findall(content)
+    leads = b"".join(run[::2] for run in runs if len(run) % 2 == 0)
+    usual = sum(0xA1 <= lead <= 0xD7 for lead in leads)
+    asian = usual > 0.5 * sum((len(run) + 1) // 2 for run in runs)
+    return next((name for name in ((ASIAN, WESTERN) if asian else (WESTERN, ASIAN)) if _is_clean(content, name)), None)
 
 
 def _is_clean(content: bytes, encoding: str) -> bool:

@@ -196,13 +196,16 @@ def _spread(classes: list[dict[Any, list[int]]], shares: dict[str, float]) -> li
     """
     n = sum(len(ids) for members in classes for ids in members.values())
     total = {part: share * n for part, share in shares.items() if share > 0}
-    goals = [{part: share / n * sum(map(len, members.values())) for part, share in total.items()} for members in classes]
+    goals = [
+        {part: share / n * sum(map(len, members.values())) for part, share in total.items()} for members in classes
+    ]
     filled, of_class = dict.fromkeys(total, 0), [dict.fromkeys(total, 0) for _ in classes]
     chosen: list[dict[Any, str]] = [{} for _ in classes]
-    queues = [
-        sorted(members, key=lambda group, members=members, least=min(goal.values()): -max(len(members[group]), least))
-        for members, goal in zip(classes, goals, strict=True)  # stable: small ones stay put
-    ]
+    queues = []
+    for members, goal in zip(classes, goals, strict=True):
+        least = min(goal.values(), default=0.0)
+        by_size = sorted((-max(len(ids), least), place, group) for place, (group, ids) in enumerate(members.items()))
+        queues.append([group for _, _, group in by_size])  # small ones stay in their order
     for turn in range(max(map(len, queues), default=0)):
         for i, queue in enumerate(queues):
             if turn >= len(queue):

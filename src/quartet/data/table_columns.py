@@ -34,7 +34,7 @@ from quartet.data.tables import category
 pc: Any = compute  # its functions are made at import, where no type checker sees them
 Text = Any  # (M,) pyarrow strings, null where a value is missing
 
-# what pandas takes for missing, and the question mark of the UCI tables
+# what pandas takes for missing, and the question mark of the UCI tables; in a column of names they are names
 MISSING = (
     *("", "?", "NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "null", "NULL", "None"),
     *("nan", "NaN", "-nan", "-NaN", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
@@ -44,7 +44,7 @@ TRUE, FALSE = ("true", "yes", "on", "t", "y", "1"), ("false", "no", "off", "f", 
 DATES = ("ISO8601", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%m-%d-%Y", "%d-%m-%Y", "%d %b %Y", "%b %d, %Y")
 TIMES = ("", " %H:%M", " %H:%M:%S")
 ID_NAME = re.compile(r"(?i:(^|[\W_])(id|uuid|guid)$|^(index|key|unnamed: \d+)$)|[a-z]I[dD]$")
-MOSTLY_NUMBERS = 0.9  # of the values: the rest is a mistake
+MOSTLY_ONE_KIND = 0.9  # numbers or dates, of the values: the rest is a mistake
 MOSTLY_DISTINCT = 0.5  # of the values: each says nothing about the others
 MIN_COUNTER = 10  # rows; fewer whole numbers may rise by chance
 
@@ -72,15 +72,19 @@ def option(key: str, *values: Any) -> str:
 # text
 
 
-def as_text(values: Any, missing: Iterable[str] = MISSING) -> Text:
-    """Values of any plain type (M,) as text without spaces around it; null where missing."""
+def as_text(values: Any, missing: Iterable[str] = ()) -> Text:
+    """Values of any plain type (M,) as text without spaces around it; null where empty or one of `missing`."""
     try:
         array = pa.array(values, from_pandas=True) if not isinstance(values, pa.ChunkedArray) else values
     except (pa.ArrowInvalid, pa.ArrowTypeError):  # of several types
         array = pa.array([category(value) for value in values], pa.string())
     text = pc.utf8_trim_whitespace(array.cast(pa.string()))
-    unknown = pc.is_in(text, pa.array(list(missing), pa.string()))
-    return pc.if_else(unknown, pa.scalar(None, pa.string()), text)
+    return without(text, ["", *missing])
+
+
+def without(text: Text, words: Iterable[str] = MISSING) -> Text:
+    """Null where one of these words stands: by default those that mean "no value" among numbers, dates and truths."""
+    return pc.if_else(pc.is_in(text, pa.array(list(words), pa.string())), pa.scalar(None, pa.string()), text)
 
 
 def labels(text: Text) -> np.ndarray:
@@ -112,7 +116,7 @@ def read_numbers(text: Text, decimal: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _number_pattern(decimal: str) -> re.Pattern:
     thousands = rf"[{',' if decimal == '.' else '.'}'’ \u00a0\u202f]"
-    whole = rf"(\d+|\d{{1,3}}({thousands}\d{{3}})+)"
+    whole = rf"(\d+|[1-9]\d{{0,2}}({thousands}\d{{3}})+)"  # 0,250 has no thousands
     digits = rf"({whole}(\{decimal}\d*)?|\{decimal}\d+)(e[+-]?\d+)?"
     return re.compile(rf"[+-]?({digits}|inf(inity)?)", re.IGNORECASE | re.ASCII)
 
@@ -127,10 +131,23 @@ def _with_point(text: str, decimal: str) -> str:
     return text.replace(",", "") if decimal == "." else text.replace(".", "").replace(",", ".")
 
 
-def find_decimal(columns: Iterable[Text]) -> str:
-    """A comma where it makes more columns numbers than a point does, as in 1.234,5."""
-    with_comma = [text for text in columns if pc.any(pc.match_substring(text, ",")).as_py()]
-    return max((".", ","), key=lambda decimal: sum(not read_numbers(text, decimal)[1].any() for text in with_comma))
+def find_decimal(columns: Iterable[Text], separator: str = ",") -> tuple[str, str | None]:
+    """A comma where it makes more columns numbers than a point does, as in 1.234,5; and a value that fits both, if all do.
+
+    Such a tie goes to the comma where semicolons separate the columns: programs that write a decimal comma write those.
+    """
+    with_comma = [without(text) for text in columns if pc.any(pc.match_substring(text, ",")).as_py()]
+    if not with_comma:
+        return ".", None
+    counts = {
+        decimal: sum(not read_numbers(text, decimal)[1].any() for text in with_comma)
+        for decimal in ((",", ".") if separator == ";" else (".", ","))
+    }
+    tied = [text for text in with_comma if not any(read_numbers(text, decimal)[1].any() for decimal in counts)]
+    example = None
+    if tied and counts["."] == counts[","]:
+        example = tied[0].filter(pc.fill_null(pc.match_substring(tied[0], ","), False))[0].as_py()
+    return max(counts, key=lambda decimal: counts[decimal]), example
 
 
 # dates
@@ -147,14 +164,34 @@ def read_dates(text: Text, form: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def find_date_format(text: Text) -> str | None:
-    """The first format that reads every known value; a few are tried first, and only where there are digits."""
-    known = pc.unique(text.drop_null())
-    if not pc.all(pc.match_substring_regex(known[:20], "[0-9]")).as_py():
+    """The first format that reads every known value, else the one that reads most: nine in ten of them at least.
+
+    A few values are tried first, and only where most of them have digits.
+    """
+    known, best, most = text.drop_null(), None, MOSTLY_ONE_KIND
+    few = pc.unique(known)[:20]
+    if pc.mean(pc.match_substring_regex(few, "[0-9]").cast(pa.float64())).as_py() < 0.5:
         return None
-    for form in (date + time for date in DATES for time in (TIMES if "%" in date else TIMES[:1])):
-        if not any(read_dates(some, form)[1].any() for some in (known[:20], known)):
+    for form in date_formats():
+        if read_dates(few, form)[1].mean() > 0.5:
+            continue
+        share = 1 - read_dates(known, form)[1].mean()
+        if share == 1:
             return form
-    return None
+        if share >= most:
+            best, most = form, share
+    return best
+
+
+def date_formats() -> Iterable[str]:
+    return (date + time for date in DATES for time in (TIMES if "%" in date else TIMES[:1]))
+
+
+def other_order(form: str) -> str | None:
+    """Day and month exchanged, where both are numbers."""
+    if "%d" not in form or "%m" not in form:
+        return None
+    return form.replace("%d", "%@").replace("%m", "%d").replace("%@", "%m")
 
 
 def date_features(seconds: np.ndarray) -> dict[str, np.ndarray]:
@@ -173,8 +210,10 @@ def date_features(seconds: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def find_column(name: str, text: Text, decimal: str, date_format: str | None) -> Column:
-    """The kind of a column by the rules above. Raises ValueError where it has no value or a few that are no numbers."""
-    known = text.drop_null()
+    """The kind of a column by the rules above. Raises ValueError for a few values that are no numbers, or no dates."""
+    known = without(text).drop_null()
+    if len(pc.unique(known)) < 2 and read_numbers(known, decimal)[1].all():  # "yes" or "None": names, both of them
+        known = text.drop_null()
     distinct = len(pc.unique(known))
     if distinct == 1:
         return Column(name, "ignore", f"it is constant ({known[0].as_py()!r})")
@@ -183,10 +222,11 @@ def find_column(name: str, text: Text, decimal: str, date_format: str | None) ->
         counts = _is_counter(numbers)
         return Column(name, "ignore", "it counts the rows") if counts else Column(name, "numeric")
     if strange.any():
-        _refuse_stray_text(name, known, strange)
+        _refuse_stray_text(name, known, strange, "numbers")
         if pc.all(_is_boolean(known)).as_py():
             return Column(name, "boolean")
         if found := date_format if _reads(known, date_format) else find_date_format(known):
+            _refuse_stray_text(name, known, read_dates(known, found)[1], f"dates ({found})")
             return date_column(name, known, found)
     if distinct > MOSTLY_DISTINCT * len(known):
         return Column(name, "ignore", f"it is text or a code that differs in {distinct} of {len(known)} training rows")
@@ -199,6 +239,7 @@ def given_column(name: str, kind: str, text: Text, date_format: str | None) -> C
         return Column(name, kind, "data.kinds.ignore says so")
     if kind != "date":
         return Column(name, kind)
+    text = without(text)
     found = date_format or find_date_format(text)
     if not found:
         raise ValueError(
@@ -210,7 +251,7 @@ def given_column(name: str, kind: str, text: Text, date_format: str | None) -> C
 
 def date_column(name: str, text: Text, form: str) -> Column:
     """Only what differs between the training rows becomes a feature: no place in the day where there are no times."""
-    features = date_features(read_dates(text.drop_null(), form)[0])
+    features = date_features(read_dates(without(text).drop_null(), form)[0])
     return Column(name, "date", format=form, features=[key for key, x in features.items() if np.ptp(x) > 1e-9])
 
 
@@ -233,11 +274,11 @@ def _is_boolean(text: Text) -> Any:
     return pc.is_in(pc.utf8_lower(text), pa.array([*TRUE, *FALSE]))
 
 
-def _refuse_stray_text(name: str, known: Text, strange: np.ndarray) -> None:
-    if strange.mean() <= 1 - MOSTLY_NUMBERS:
+def _refuse_stray_text(name: str, known: Text, strange: np.ndarray, kind: str) -> None:
+    if 0 < strange.mean() <= 1 - MOSTLY_ONE_KIND + 1e-9:
         stray = pc.unique(known.filter(pa.array(strange))).to_pylist()
         raise ValueError(
-            f"column {name!r} has numbers in {len(known) - strange.sum()} of {len(known)} training rows, but also "
+            f"column {name!r} has {kind} in {len(known) - strange.sum()} of {len(known)} training rows, but also "
             f"{listed(map(repr, stray))}; {option('data.missing', *stray[:4])} if that means no value, "
             f"else {option('data.kinds.categorical', name)}"
         )
@@ -260,10 +301,18 @@ def read_column(column: Column, text: Text, decimal: str, rows: np.ndarray) -> d
     """
     if column.kind == "categorical":
         return {column.name: labels(text)}
+    text = without(text)
     if column.kind == "boolean":
         return {column.name: _booleans(column, text, rows)}
     if column.kind == "date":
         seconds, strange = read_dates(text, column.format)
+        other = other_order(column.format)
+        if strange.any() and other and _reads(text, other):
+            value = text[int(strange.argmax())].as_py()
+            raise ValueError(
+                f"column {column.name!r} has dates that fit {column.format} in the training rows, but row "
+                f"{rows[int(strange.argmax())]} has {value!r}; data.date_format={other} reads all of them"
+            )
         _refuse(column, text, strange, rows, f"a date ({column.format})")
         every = date_features(seconds)
         return {f"{column.name}.{feature}": every[feature] for feature in column.features}

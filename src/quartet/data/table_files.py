@@ -33,9 +33,12 @@ from quartet.data.table_columns import (
     labels,
     listed,
     option,
+    other_order,
     pc,
     read_column,
+    read_dates,
     read_numbers,
+    without,
 )
 from quartet.data.table_reader import read_bytes, read_table
 from quartet.data.tables import Table, Tabular
@@ -78,27 +81,31 @@ class TableFile(Tabular):
         self,
         *,
         path: str | None,
-        target: str | None,
+        target: str | int | float | None,
         target_kind: str,
         drop_missing_target: bool,
+        drop_duplicates: bool = False,
         kinds: dict[str, list[str]],
         separator: str | None,
-        encoding: str,
+        encoding: str | None,
+        header: bool | None = None,
         decimal: str | None,
         date_format: str | None,
         missing: list[str | int | float],
-        split_column: str | None,
-        group: str | None,
+        split_column: str | int | float | None,
+        group: str | int | float | None,
         **common: Any,
     ):
         super().__init__(**common)
-        self.path, self.target, self.target_kind, self.drop = path, target, target_kind, drop_missing_target
+        self.path, self.target_kind, self.drop = path, target_kind, drop_missing_target
+        self.target, self.split_column, self.group = map(_name, (target, split_column, group))
+        self.drop_duplicates, self.header = drop_duplicates, header
         self.kinds = {str(name).strip(): kind for kind, names in kinds.items() for name in names}
         self.separator, self.encoding, self.decimal, self.date_format = separator, encoding, decimal, date_format
-        self.missing = [*MISSING, *map(str, missing)]
-        self.split_column, self.group = split_column, group
+        self.missing = list(map(str, missing))
         self._parts: dict[str, Rows] = {}
-        self._dropped = 0
+        self._dropped = self._dropped_duplicates = 0
+        self._used_separator = ","
 
     @staticmethod
     def problems(settings: dict[str, Any]) -> list[str]:
@@ -125,11 +132,17 @@ class TableFile(Tabular):
         assert self.path is not None
         with _naming(self.path):
             content = read_bytes(self.path)
-            cells = read_table(self.path, content, self.separator, self.encoding)
+            wanted = {*filter(None, (self.target, self.split_column, self.group)), *self.kinds}
+            found = read_table(content, self.separator, self.encoding, self.header, wanted)
+            for note in found.notes:
+                say(f"note: {self.path}: {note}")
+            cells, self._used_separator = found.cells, found.separator
             names = cells.column_names
             self._check_names(names)
             cells = pa.table([as_text(cells[name], self.missing) for name in names], names=names)
             rows = self._with_target(Rows(cells, np.arange(1, len(cells) + 1)))
+            if self.drop_duplicates:
+                rows = self._without_duplicates(rows)
             self.ids = self._split(rows)
             self._parts = {part: rows.take(ids) for part, ids in self.ids.items()}
         return self._parts, hashlib.sha256(content).hexdigest()
@@ -156,6 +169,10 @@ class TableFile(Tabular):
 
     def _with_target(self, rows: Rows) -> Rows:
         target = self._column(rows, self.target)
+        if self.target_kind == "class":
+            self._tell_of_words(target)
+        else:
+            target = without(target)
         known = np.asarray(target.is_valid())
         self._dropped = int((~known).sum())
         if not known.any():
@@ -171,8 +188,25 @@ class TableFile(Tabular):
         if self.target_kind == "class":
             self._check_classes(rows)
         else:
-            self._numbers(rows, self.decimal or find_decimal([self._column(rows, self.target)]))
+            self._numbers(rows, self.decimal or find_decimal([target], self._used_separator)[0])
         return rows
+
+    def _tell_of_words(self, target: Any) -> None:
+        """A class may be called None or NA; who means that there is no value has to say so."""
+        words = pc.unique(target.filter(pc.is_in(target, pa.array(MISSING, pa.string())))).to_pylist()
+        if words:
+            say(
+                f"note: {self.path}: {listed(map(repr, words))} of the target {self.target!r} is a class like any other; "
+                f"{option('data.missing', *words)} data.drop_missing_target=true if it means no value"
+            )
+
+    def _without_duplicates(self, rows: Rows) -> Rows:
+        """The first of the rows that are equal in the target and all inputs."""
+        columns, _ = self._columns(rows)
+        kept = [column.name for column in columns if column.kind != "ignore"] + [str(self.target)]
+        first = np.flatnonzero(~rows.cells.select(kept).to_pandas().duplicated().to_numpy())
+        self._dropped_duplicates = len(rows) - len(first)
+        return rows.take(first)
 
     def _column(self, rows: Rows, name: str | None) -> Any:
         return rows.cells[name]
@@ -203,7 +237,7 @@ class TableFile(Tabular):
         return labels(self._column(rows, self.target))
 
     def _numbers(self, rows: Rows, decimal: str) -> np.ndarray:
-        text = self._column(rows, self.target)
+        text = without(self._column(rows, self.target))
         numbers, strange = read_numbers(text, decimal)
         if strange.all():
             raise ValueError(
@@ -281,11 +315,56 @@ class TableFile(Tabular):
             names = _class_names(self._labels(train)) if self.target_kind == "class" else ()
             fitted = super().fit(self._table(train, schema, names))
         if self._repeats[1]:
-            say(f"note: {self.path}: {self._repeats[1]} test rows are also in train; take out those that are copies")
+            say(
+                f"note: {self.path}: {self._repeats[1]} of {len(self._parts['test'])} test rows are also in train, which "
+                "makes test metrics better than they are on new rows; data.drop_duplicates=true keeps one of each"
+            )
+        self._tell_of_leaks(train, schema)
         return {**fitted, "schema": schema}
+
+    def _tell_of_leaks(self, train: Rows, schema: dict[str, Any]) -> None:
+        """Columns that say the target in other words: what is known too late, or an identifier."""
+        decimal = schema["decimal"]
+        target = self._labels(train) if self.target_kind == "class" else self._numbers(train, decimal)
+        for column in _used(schema):
+            for feature in read_column(column, train.cells[column.name], decimal, train.numbers).values():
+                if determines(feature, target):
+                    say(
+                        f"warning: {self.path}: column {column.name!r} alone tells the target {self.target!r} of every "
+                        f"training row; if it is known too late for the model, {option('data.kinds.ignore', column.name)}"
+                    )
+                    break
 
     def _find_schema(self, train: Rows) -> dict[str, Any]:
         """Kinds of the columns, from the training rows alone."""
+        columns, decimal = self._columns(train)
+        for column in columns:
+            if column.kind == "ignore" and column.name not in self.kinds:
+                remedy = option("data.kinds.categorical", column.name)
+                say(f"note: {self.path}: column {column.name!r} is ignored: {column.why}; {remedy} keeps it")
+            self._tell_of_order(column, train.cells[column.name])
+        if all(column.kind == "ignore" for column in columns):
+            raise ValueError(f"no column is left besides the target {self.target!r}; is data.separator right?")
+        if self.decimal is None and (example := self._decimal(train)[1]):
+            other = "," if decimal == "." else "."
+            number = read_numbers(as_text([example]), decimal)[0][0]
+            say(f"note: {self.path}: {example} is read as {number:g}; data.decimal='{other}' reads it otherwise")
+        return {"columns": [column.to_json() for column in columns], "decimal": decimal, "missing": self.missing}
+
+    def _tell_of_order(self, column: Column, text: Any) -> None:
+        other = other_order(column.format) if self.date_format is None else None
+        if other and not read_dates(without(text), other)[1].any():
+            first = "day" if column.format.index("%d") < column.format.index("%m") else "month"
+            say(
+                f"note: {self.path}: column {column.name!r} is read {first} first; data.date_format={other} if it is not so"
+            )
+
+    def _decimal(self, rows: Rows) -> tuple[str, str | None]:
+        used = [name for name in rows.cells.column_names if self.kinds.get(name) != "ignore"]
+        return find_decimal([rows.cells[name] for name in used], self._used_separator)
+
+    def _columns(self, train: Rows) -> tuple[list[Column], str]:
+        """The inputs with their kinds, and the decimal sign."""
         inputs = [n for n in train.cells.column_names if n not in (self.target, self.split_column, self.group)]
         used = {name: train.cells[name] for name in inputs if self.kinds.get(name) != "ignore"}
         empty = [name for name, text in used.items() if text.null_count == len(text)]
@@ -294,15 +373,8 @@ class TableFile(Tabular):
                 f"no value in the training rows of column {', '.join(map(repr, empty))}; leave it out with "
                 f"{option('data.kinds.ignore', *empty)}"
             )
-        decimal = self.decimal or find_decimal([*used.values(), train.cells[self.target]])
-        columns = [self._find(name, train.cells[name], decimal) for name in inputs]
-        for column in columns:
-            if column.kind == "ignore" and column.name not in self.kinds:
-                remedy = option("data.kinds.categorical", column.name)
-                say(f"note: {self.path}: column {column.name!r} is ignored: {column.why}; {remedy} keeps it")
-        if all(column.kind == "ignore" for column in columns):
-            raise ValueError(f"no column is left besides the target {self.target!r}; is data.separator right?")
-        return {"columns": [column.to_json() for column in columns], "decimal": decimal, "missing": self.missing}
+        decimal = self.decimal or self._decimal(train)[0]
+        return [self._find(name, train.cells[name], decimal) for name in inputs], decimal
 
     def _find(self, name: str, text: Any, decimal: str) -> Column:
         if name in self.kinds:
@@ -359,7 +431,7 @@ class TableFile(Tabular):
                 {
                     "column": column.name,
                     "kind": column.kind,
-                    "missing": cells[column.name].null_count / len(cells),
+                    "missing": _known(cells[column.name], column).null_count / len(cells),
                     "distinct": len(pc.unique(cells[column.name].drop_null())),
                 }
                 for column in columns
@@ -381,6 +453,7 @@ class TableFile(Tabular):
         repeated, shared = self._repeats
         notes = {
             f"{self._dropped} rows without a target were left out": self._dropped,
+            f"{self._dropped_duplicates} rows that repeat another one were left out": self._dropped_duplicates,
             f"{repeated} rows repeat another one": repeated,
             f"{shared} test rows are also in train": shared,
         }
@@ -404,6 +477,39 @@ class TableFile(Tabular):
         same = cells.group_by(self._told).aggregate([("\0train", "sum"), ("\0test", "sum")])
         shared = pc.if_else(pc.greater(same["\0train_sum"], 0), same["\0test_sum"], 0)
         return len(cells) - len(same), pc.sum(shared).as_py()
+
+
+def _name(typed: Any) -> str | None:
+    """A column as it is typed: Hydra reads 2 as a number."""
+    return None if typed is None else str(typed).strip()
+
+
+def _known(text: Any, column: Column) -> Any:
+    return text if column.kind == "categorical" else without(text)
+
+
+def determines(feature: np.ndarray, target: np.ndarray) -> bool:
+    """Whether one feature alone, (M,), gives the target of every row, beyond what chance and good features do.
+
+    A name: each occurs in several rows, and they agree. A number: the classes are intervals of it, or the quantity is a
+    straight line. Too few rows say nothing, nor does a class that all but a few rows have.
+    """
+    known = pd.notna(feature)
+    feature, target = feature[known], target[known]
+    if len(target) < 50 or known.mean() < 0.9 or len(np.unique(target)) < 2:
+        return False
+    if feature.dtype == object:
+        values, places = np.unique(feature.astype(str), return_inverse=True)
+        spread = pd.Series(target).groupby(places).nunique()
+        return bool(5 * len(values) <= len(target) and (spread == 1).all())
+    if np.ptp(feature) == 0:
+        return False
+    if target.dtype == object:
+        order = np.argsort(feature, kind="stable")
+        ranked, values = target[order], feature[order]
+        borders = np.flatnonzero(ranked[1:] != ranked[:-1])
+        return len(borders) == len(np.unique(target)) - 1 and bool((values[borders] < values[borders + 1]).all())
+    return abs(np.corrcoef(feature, target)[0, 1]) > 0.99999
 
 
 def _used(schema: dict[str, Any]) -> list[Column]:
