@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,7 +51,40 @@ def test_two_that_start_together_both_get_the_whole(cache):
     for thread in threads:
         thread.join()
     assert len(paths) == 2 and paths[0].read_bytes() == b"0123456789" * 100
-    assert [path.name for path in cache.iterdir()] == ["k.test"]
+    assert sorted(path.name for path in cache.iterdir()) == ["k.test", "k.test.size"]
+
+
+def test_a_file_that_was_cut_short_is_made_anew(cache):
+    path = THINGS.made("k.test", lambda file: file.write(b"content"))
+    path.write_bytes(b"cont")
+    assert THINGS.made("k.test", lambda file: file.write(b"content")).read_bytes() == b"content"
+
+
+def test_a_shared_cache_can_be_read_by_the_group(cache):
+    before = os.umask(0o002)
+    try:
+        path = THINGS.made("k.test", lambda file: file.write(b"content"))
+    finally:
+        os.umask(before)
+    assert {oct(found.stat().st_mode & 0o777) for found in path.parent.iterdir()} == {"0o664"}
+
+
+def test_what_killed_processes_left_is_removed_after_a_day_and_nothing_else(cache):
+    cache.mkdir(parents=True)
+    left, new, other = (cache / name for name in (".k.test.0123456789ab", ".k.test.ba9876543210", ".bashrc.mine"))
+    for path in (left, new, other):
+        path.write_bytes(b"half")
+    for path in (left, other):
+        os.utime(path, (0, 0))
+    THINGS.made("k.test", lambda file: None)
+    assert not left.exists() and new.exists() and other.exists()
+
+
+def test_no_home_names_the_variable(monkeypatch):
+    monkeypatch.delenv("QUARTET_CACHE", raising=False)
+    monkeypatch.setattr(module.Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(ValueError, match=r"no home directory to keep a cache in; say where: QUARTET_CACHE="):
+        module.cache_directory()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("no text")])
@@ -100,7 +134,7 @@ def test_a_cache_that_may_not_be_written(cache, monkeypatch):
     def refuse(*arguments, **settings):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module.tempfile, "NamedTemporaryFile", refuse)
+    monkeypatch.setattr(module, "open", refuse, raising=False)
     with pytest.raises(PermissionError, match=r"the cache .* cannot be written; point QUARTET_CACHE to a folder"):
         THINGS.made("k.test", lambda file: None)
 

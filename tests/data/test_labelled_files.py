@@ -169,7 +169,7 @@ GOOD = "text,label\na,1\nb,0\nc,1\nd,0\n"
         ("a.csv", "", {}, r"a.csv is empty; name another data.path"),
         ("a.csv", "text,label\n", {}, r"a.csv has a header and no rows; bring rows, or say data.header=false"),
         ("a.csv", b"\x89PNG\0\0\0", {}, r"a.csv is no text: a NUL byte at position 4"),
-        ("a.csv", b"text,label\nna\xefve,1\n", {}, r"a.csv is not utf-8: byte 0xef at position 13; .*data.encoding=…: lat"),
+        ("a.csv", b"text,label\nna\xefve,1\n", {}, r"a.csv is not utf-8: byte 0xef at position 13; .*data.encoding=cp1252"),
         ("a.csv", "text,label\na,1\nb,1\n", {}, r"a.csv \(column label\): every label is '1'; .* classes; .*data.label=…"),
         ("a.csv", GOOD + "e,2\n", {}, r"only one example of the label '2' \(.*a.csv, line 6\); bring more, merge"),
         ("a.csv", GOOD, {"label": "lable"}, r"a.csv has no column lable \(data.label\), did you mean label\?; it has text"),
@@ -192,7 +192,6 @@ GOOD = "text,label\na,1\nb,0\nc,1\nd,0\n"
         ("a.jsonl", '{"text": "a", "label": 1}\n["b", 2]\n', {}, r"a.jsonl, line 2 must be an object such as"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', {}, r"a.jsonl: empty labels \(column label\) in line 2"),
         ("a.jsonl", '{"text": "a", "label": NaN}\n{"text": "b"}\n', {}, r"empty labels .* in lines 1, 2;"),
-        ("a.xlsx", GOOD, {}, r"a.xlsx must end in .csv, .tsv, .jsonl or .ndjson, which say how it is read"),
     ],
 )  # fmt: skip
 def test_bad_files(write, name, content, settings, message):
@@ -247,3 +246,66 @@ def test_no_permission(write, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "open", refuse)
     with pytest.raises(PermissionError, match=r"no permission to read .*a.csv; ask its owner, or allow it: chmod"):
         source(path).rows()
+
+
+def test_files_as_they_are_published(write, tmp_path, capsys):
+    spam = "".join(f"{'ham' if i % 3 else 'spam'}\tmessage number {i}, says I\n" for i in range(30))
+    write("SMSSpamCollection", spam)
+    assert {row.label for row in source(tmp_path / "SMSSpamCollection").rows()} == {"ham", "spam"}
+    wide = "v1,v2,,,\n" + "".join(f"{'ham' if i % 3 else 'spam'},caf\xe9 number {i},,,\n" for i in range(30))
+    (tmp_path / "spam.csv").write_bytes(wide.encode("cp1252"))
+    rows = source(tmp_path / "spam.csv", encoding="auto").rows()
+    assert len(rows) == 30 and rows[0].text == "café number 0"
+    out = capsys.readouterr().out
+    assert "3 empty columns are left out" in out and "is not utf-8 and read as cp1252" in out
+    write("c.csv", "sep=;\n" + GOOD.replace(",", ";"))
+    write("d.csv", "# from the archive\n" + GOOD)
+    write("e.csv", GOOD)
+    assert [len(source(tmp_path / f"{name}.csv").rows()) for name in "cde"] == [
+        len(source(tmp_path / "e.csv").rows())
+    ] * 3
+
+
+def test_a_folder_of_parts_without_usual_endings(write, tmp_path):
+    for part, n in (("train", 8), ("dev", 4), ("test", 4)):
+        write(f"{part}.txt", "".join(f"text {part} {i}\t{i % 2}\n" for i in range(n)))
+    rows = source(tmp_path).rows()
+    assert [sum(row.part == part for row in rows) for part in ("train", "val", "test")] == [8, 4, 4]
+
+
+def test_parquet_holds_labelled_texts_too(tmp_path):
+    import pandas as pd
+
+    texts = pd.DataFrame({"text": [f"a text {i}" for i in range(10)], "label": ["a", "b"] * 5})
+    texts.to_parquet(tmp_path / "t.parquet")
+    assert [row.text for row in source(tmp_path / "t.parquet").rows()] == texts["text"].tolist()
+
+
+def test_empty_texts_can_be_left_out(write, tmp_path, capsys):
+    write("a.csv", f"{GOOD},y\n")
+    with pytest.raises(ValueError, match=r"data\.drop_empty=true"):
+        source(tmp_path / "a.csv").rows()
+    n = len(source(tmp_path / "a.csv", drop_empty=True).rows())
+    assert n == len(GOOD.splitlines()) - 1 and "1 lines with an empty text" in capsys.readouterr().out
+
+
+def test_labels_that_are_equal_numbers_are_said(write, tmp_path, capsys):
+    write("a.csv", "text,label\n" + "".join(f"text {i},{('01', '1', '2')[i % 3]}\n" for i in range(12)))
+    assert {row.label for row in source(tmp_path / "a.csv").rows()} == {"1", "2"}
+    assert "the labels 01, 1 are equal numbers and count as 1" in capsys.readouterr().out
+
+
+def test_each_file_of_a_corpus_has_its_own_encoding(tmp_path):
+    from quartet.data.text_files import Reading
+
+    (tmp_path / "a.txt").write_bytes("很好的书籍，中文文本".encode("gb18030"))
+    (tmp_path / "b.txt").write_bytes("很好的书籍".encode())
+    reading = Reading("auto", None)
+    assert (
+        reading.read(str(tmp_path / "a.txt")).startswith("很好")
+        and reading.read(str(tmp_path / "b.txt")) == "很好的书籍"
+    )
+    with pytest.raises(
+        ValueError, match=r"it decodes cleanly as gb18030: data.encoding=gb18030, or data.encoding=auto"
+    ):
+        Reading("utf-8", None).read(str(tmp_path / "a.txt"))

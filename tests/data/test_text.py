@@ -334,7 +334,8 @@ def test_a_small_text_leaves_no_cache_and_a_large_one_is_tokenised_once(write, t
     first = ready(own(folder, in_memory_mb=0))
     assert "first use of" in capsys.readouterr().out
     files = sorted(path.name for path in (tmp_path / "cache" / "text").iterdir())
-    assert sorted(name.partition(".")[2] for name in files) == ["lengths", "tokenizer", *["tokens"] * 3]
+    kinds = sorted(name.partition(".")[2] for name in files if not name.endswith(".size"))
+    assert kinds == ["lengths", "tokenizer", *["tokens"] * 3]
     monkeypatch.setattr(tokenizers.BytePairs, "_encode", None)  # nothing is encoded any more
     monkeypatch.setattr(tokenizers, "fit", None)
     again = ready(own(folder, in_memory_mb=0))

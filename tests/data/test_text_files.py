@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -139,7 +141,8 @@ def test_a_wrong_encoding_names_file_byte_and_remedy(write, monkeypatch, block):
     monkeypatch.setattr(text_files, "BLOCK", block)
     path = write("a.txt", "\ufeffnaïv ".encode() + b"na\xefve")
     with pytest.raises(
-        ValueError, match=r"a.txt is not utf-8: byte 0xef at position 11; say .* data.encoding=…: latin-1"
+        ValueError,
+        match=r"a.txt is not utf-8: byte 0xef at position 11; it decodes cleanly as cp1252: data.encoding=cp1252, or data.encoding=auto",
     ):
         UTF8.read(path)
     with pytest.raises(ValueError, match=r"is not utf-8: byte 0xc3 at position 1; "):
@@ -189,3 +192,24 @@ def test_the_fingerprint_is_of_the_content_wherever_it_is(write, tmp_path):
     a, b, c = write("one/a.txt", "text"), write("two/b.txt", "text"), write("c.txt", "texts")
     assert fingerprint(a) == fingerprint(b) == fingerprint(str(tmp_path / "one"))
     assert len({fingerprint(a), fingerprint(c), fingerprint(a, Reading("utf-8", "NFC"))}) == 3
+
+
+def test_linked_folders_are_followed_each_real_one_once(tmp_path):
+    (tmp_path / "texts" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("texts/a.txt", "texts/deep/b.txt", "elsewhere/c.txt"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    (tmp_path / "texts" / "more").symlink_to(tmp_path / "elsewhere")
+    for name in ("self", "again"):  # two of them: 2^40 ways round for who does not look
+        (tmp_path / "texts" / name).symlink_to(tmp_path / "texts")
+    assert list(find_texts(str(tmp_path / "texts"), [".txt"])) == ["a.txt", "deep/b.txt", "more/c.txt"]
+    found = find_texts(str(tmp_path / "texts" / "**" / "*.txt"), [])
+    assert [Path(path).name for path in found] == ["a.txt", "b.txt", "c.txt"]
+    assert [Path(p).name for p in find_texts(str(tmp_path / "texts" / "**" / "[bc].t?t"), [])] == ["b.txt", "c.txt"]
+
+
+def test_what_may_never_end_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", "/dev/zero"):
+        with pytest.raises(ValueError, match="is no regular file; name a text file"):
+            find_texts(str(path), [".txt"])

@@ -11,8 +11,10 @@ import hashlib
 import json
 import mmap
 import os
+import re
+import secrets
 import shutil
-import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,12 +26,19 @@ import torch
 from torch import Tensor
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
+DAY = 24 * 3600  # seconds
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}(\.size)?")  # names of files that are being written
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 
 
 def cache_directory() -> Path:
     """Where downloads and other things made once are kept: $QUARTET_CACHE, else ~/.cache/quartet."""
-    return Path(os.environ.get("QUARTET_CACHE", "~/.cache/quartet")).expanduser()
+    try:
+        return Path(os.environ.get("QUARTET_CACHE", "~/.cache/quartet")).expanduser()
+    except RuntimeError:  # a container whose user has no name
+        raise ValueError(
+            "there is no home directory to keep a cache in; say where: QUARTET_CACHE=<a folder of yours>"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -52,12 +61,25 @@ class Cache:
         """The file of this name, made by `write` where it is not there yet; whole or not at all.
 
         Two processes may both make it: each writes a file of its own, and the last to finish replaces the other's equal
-        one. Where less than `n_bytes` are free, it is not begun.
+        one. Where less than `n_bytes` are free, it is not begun. One that was cut short, or that another user keeps from
+        being read, is made anew.
         """
         target = self.path / name
-        if not target.is_file():
+        if not (target.is_file() and os.access(target, os.R_OK) and is_whole(target)):
             write_whole(target, write, room=self.room, n_bytes=n_bytes)
         return target
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of the cache has the size that is noted beside it; one without a note has not."""
+    try:
+        return path.stat().st_size == int(_note(path).read_text("ascii"))
+    except (OSError, ValueError):
+        return False
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.size")
 
 
 def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str = "", n_bytes: int = 0) -> None:
@@ -65,19 +87,33 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str 
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target.parent)
         if shutil.disk_usage(target.parent).free < n_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = file.name
-            write(file)  # type: ignore[arg-type]
+        path = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+        with open(path, "xb") as file:  # with the permissions that the umask leaves: a cache may be a group's
+            temporary = path
+            write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        size = path.stat().st_size
+        os.replace(path, target)
+        temporary = _note(path)
+        temporary.write_text(f"{size}\n", encoding="ascii")
+        os.replace(temporary, _note(target))
     except BaseException as error:
         if temporary is not None:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
         raise _explained(error, target.parent, room, begun=temporary is not None) from None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What killed processes left behind; a file that is being written is younger than a day."""
+    for path in folder.glob(".*.*"):
+        with suppress(OSError):
+            if LEFTOVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > DAY:
+                path.unlink()
 
 
 def _explained(error: BaseException, folder: Path, room: str, *, begun: bool) -> BaseException:

@@ -24,7 +24,9 @@ from typing import Any
 from quartet.data.base import user_path
 from quartet.data.sources import LabelledText
 from quartet.data.splits import PART_NAMES, SPLITS
-from quartet.data.text_files import Reading
+from quartet.data.table_columns import as_text
+from quartet.data.table_reader import preamble, read_table
+from quartet.data.text_files import Reading, opened
 from quartet.say import say
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -69,6 +71,7 @@ class LabelledFiles:
     label: str | int | None
     split_column: str | int | None
     group: str | int | None
+    drop_empty: bool = False
     found: dict[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
@@ -104,12 +107,20 @@ class LabelledFiles:
         return (True if named else None) if self.header == "auto" else bool(self.header)
 
     def _read(self, path: str, header: bool | None) -> Rows:
+        with opened(path) as file:
+            content = file.read() if file.read(4) == b"PAR1" and file.seek(0) == 0 else None
+        if content is not None:
+            return _read_parquet(path, content)
         text = "".join(self.reading.decoded(path))
         if not text.strip():
             raise ValueError(f"{path} is empty; name another data.path")
-        if path.lower().endswith((".jsonl", ".ndjson")):
+        if path.lower().endswith((".jsonl", ".ndjson")) or _is_json(text):
             return read_json_lines(path, text)
-        return read_delimited(path, text, self.separator, header)
+        notes: list[str] = []
+        text, separator = preamble(text, self.separator, notes)
+        for note in notes:
+            say(f"note: {path}: {note}")
+        return read_delimited(path, text, separator, header)
 
     def _columns(self, rows: Rows) -> dict[str, str]:
         chosen = {key: named_column(rows, name, key) for key, name in self.wanted.items() if name is not None}
@@ -121,6 +132,8 @@ class LabelledFiles:
         return {key: chosen[key] for key in self.wanted if key in chosen}
 
     def _labelled(self, rows: Rows, part: str | None) -> list[LabelledText]:
+        if self.drop_empty:
+            rows = _without_empty(rows, [named_column(rows, name, key) for key, name in self.found.items()])
         cells = {key: filled(rows, key, named_column(rows, name, key)) for key, name in self.found.items()}
         n = len(rows.cells)
         parts = _parts(rows, cells["split_column"]) if "split_column" in cells else [part] * n
@@ -141,13 +154,15 @@ class LabelledFiles:
 def find_tables(path: str) -> dict[str | None, str]:
     """The files at a path by their part, train first; a single file has the part None."""
     if not os.path.isdir(user_path(path)):
-        if not path.lower().endswith(SUFFIXES) and os.path.exists(user_path(path)):
-            raise ValueError(
-                f"{path} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, which say how it is read"
-            )
         return {None: path}
     try:
-        names = sorted(name for name in os.listdir(user_path(path)) if name.lower().endswith(SUFFIXES))
+        every = sorted(name for name in os.listdir(user_path(path)) if not name.startswith("."))
+        names = [
+            name
+            for name in every
+            if name.lower().endswith(SUFFIXES)
+            or (Path(name).stem.lower() in PART_NAMES and os.path.isfile(os.path.join(user_path(path), name)))
+        ]
     except PermissionError:
         raise PermissionError(f"no permission to read the folder {path}; ask its owner") from None
     found: dict[str, list[str]] = {}
@@ -165,6 +180,33 @@ def find_tables(path: str) -> dict[str | None, str]:
         f"{path} has no train.csv, train.tsv or train.jsonl ({', '.join(names[:5]) or 'no such files at all'}); "
         "name the training file so, beside it val (or dev, valid, validation) and test, or give one file as data.path"
     )
+
+
+def _is_json(text: str) -> bool:
+    """Whether the first line is an object, whatever the file is called."""
+    first = text.lstrip().partition("\n")[0]
+    try:
+        return first.startswith("{") and isinstance(json.loads(first), dict)
+    except json.JSONDecodeError:
+        return False
+
+
+def _read_parquet(path: str, content: bytes) -> Rows:
+    try:
+        cells = read_table(content, None, None, None).cells
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    columns = [as_text(cells[name]).to_pylist() for name in cells.column_names]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return Rows(path, cells.column_names, rows, list(range(1, len(rows) + 1)), header=True)
+
+
+def _without_empty(rows: Rows, columns: list[str]) -> Rows:
+    places = [rows.columns.index(name) for name in columns]
+    kept = [i for i, row in enumerate(rows.cells) if all(row[place] is not None for place in places)]
+    if len(kept) < len(rows.cells):
+        say(f"note: {rows.path}: {len(rows.cells) - len(kept)} lines with an empty text or label are left out")
+    return replace(rows, cells=[rows.cells[i] for i in kept], lines=[rows.lines[i] for i in kept])
 
 
 def read_json_lines(path: str, text: str) -> Rows:
@@ -204,6 +246,7 @@ def read_delimited(path: str, text: str, separator: str | None, header: bool | N
     separator = separator or ("\t" if path.lower().endswith(".tsv") else sniff(text))
     records = list(_records(path, text, separator))
     _check_widths(path, records, separator)
+    records = _without_unnamed(path, records)
     names = [cell.strip() for cell in records[0][1]]
     if header is None:
         header = looks_like_header([record for _, record in records[: SNIFFED * 20]])
@@ -234,6 +277,11 @@ def _records(path: str, text: str, separator: str) -> Iterator[tuple[int, list[s
 def _check_widths(path: str, records: list[tuple[int, list[str]]], separator: str) -> None:
     width = len(records[0][1])
     ragged = [(line, len(record)) for line, record in records if len(record) != width]
+    if ragged and len(ragged) == len(records) - 1 and len({n for _, n in ragged}) == 1:
+        raise ValueError(
+            f"{path}, line {records[0][0]} has {width} cells and every line below it {ragged[0][1]} (separator "
+            f"{separator!r}); remove it, or say data.separator"
+        )
     if ragged:
         line, n = ragged[0]
         more = f" and {len(ragged) - 1} more lines" if len(ragged) > 1 else ""
@@ -247,6 +295,16 @@ def _check_widths(path: str, records: list[tuple[int, list[str]]], separator: st
         )
 
 
+def _without_unnamed(path: str, records: list[tuple[int, list[str]]]) -> list[tuple[int, list[str]]]:
+    """Without columns that are empty in every line, as spreadsheets leave them at the ends of lines."""
+    used = [i for i in range(len(records[0][1])) if any(record[i].strip() for _, record in records)]
+    n_empty = len(records[0][1]) - len(used)
+    if not n_empty or len(used) < 2:
+        return records
+    say(f"note: {path}: {n_empty} empty columns are left out")
+    return [(line, [record[i] for i in used]) for line, record in records]
+
+
 def _check_names(path: str, names: list[str]) -> None:
     name, n = Counter(names).most_common(1)[0]
     if n > 1:
@@ -255,7 +313,7 @@ def _check_names(path: str, names: list[str]) -> None:
 
 def sniff(text: str) -> str:
     """The separator by which the first records all have the same number of cells, two or more; a comma where none does."""
-    for separator in (",", ";", "\t", "|"):
+    for separator in ("\t", ",", ";", "|"):  # no text has as many tabs in every line by chance
         reader = csv.reader(io.StringIO(text[:1_000_000], newline=""), delimiter=separator)
         widths = {len(record) for record in islice(reader, SNIFFED) if record}
         if len(widths) == 1 and min(widths) > 1:
@@ -335,7 +393,8 @@ def filled(rows: Rows, key: str, column: str) -> list[str]:
     if empty:
         what = {"text": "texts", "label": "labels"}.get(key, "values")
         raise ValueError(
-            f"{rows.path}: empty {what} (column {column}) in {_lines(empty)}; fill them or remove these lines"
+            f"{rows.path}: empty {what} (column {column}) in {_lines(empty)}; fill them or remove these lines, or leave "
+            "them out with data.drop_empty=true"
         )
     return [cell for cell in cells if cell is not None]
 
@@ -372,6 +431,9 @@ def canonical(rows: list[LabelledText]) -> list[LabelledText]:
     if not all(map(number, labels)):
         return rows
     names = {label: _number_name(label) for label in labels}
+    joined = [label for label in sorted(labels) if list(names.values()).count(names[label]) > 1]
+    if joined:
+        say(f"note: the labels {', '.join(joined[:4])} are equal numbers and count as {names[joined[0]]}")
     return [replace(row, label=names[row.label]) for row in rows]
 
 

@@ -148,9 +148,10 @@ class OwnLabelledText(TextClassificationData):
         label: str | int | None,
         split_column: str | int | None,
         group: str | int | None,
+        drop_empty: bool = False,
         **settings: Any,
     ):
-        files = LabelledFiles(path, encoding, header, separator, text, label, split_column, group)
+        files = LabelledFiles(path, encoding, header, separator, text, label, split_column, group, drop_empty)
         super().__init__(source=files, **settings)
         self.files = files
 

@@ -108,7 +108,7 @@ def _parquet(content: bytes) -> pa.Table:
 def _csv(content: bytes, separator: str | None, encoding: str | None, header: bool | None, wanted: set[str]) -> Found:
     notes: list[str] = []
     text = _decoded(content, encoding, notes)
-    text, separator = _preamble(text, {"tab": "\t", "\\t": "\t"}.get(separator or "", separator), notes)
+    text, separator = preamble(text, {"tab": "\t", "\\t": "\t"}.get(separator or "", separator), notes)
     text, separator = _unwrapped(text, separator, notes)
     head = _rows(text[:HEAD], separator)
     if separator is None:
@@ -172,7 +172,7 @@ def _decoded(content: bytes, encoding: str | None, notes: list[str]) -> str:
         ) from None
 
 
-def _preamble(text: str, separator: str | None, notes: list[str]) -> tuple[str, str | None]:
+def preamble(text: str, separator: str | None, notes: list[str]) -> tuple[str, str | None]:
     """The text from its header on: without `sep=;`, as spreadsheets write it, and without comments."""
     if separator is not None and len(separator) != 1:
         raise ValueError(f"data.separator must be one character, or tab, not {separator!r}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import fnmatch
 import glob
 import hashlib
 import io
 import json
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,12 +23,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from quartet.data import encodings
 from quartet.data.base import user_path
 from quartet.data.cache import Cache
 from quartet.data.sources import PIECE, AnyDocument, Document, border, cut
+from quartet.say import say
 
 BLOCK = 2**20  # bytes decoded at a time
-TOKENS = Cache("text", version=1, room="about half the size of the text")  # version: of reading, cleaning, encoding
+TOKENS = Cache("text", version=2, room="about half the size of the text")  # version: of reading, cleaning, encoding
+AUTO = "auto"  # encoding: found for each file
 FORMS = (None, "NFC", "NFKC", "NFD", "NFKD")  # Unicode normalisations
 LEGACY = "latin-1 or cp1252 (Western), cp1251 (Cyrillic), gb18030 (Chinese), shift_jis (Japanese), utf-16"
 
@@ -36,16 +41,17 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")  # all but \n and \
 
 @dataclass(frozen=True)
 class Reading:
-    """How bytes become text: the encoding, never with a guess or a replacement, and the Unicode normalisation.
+    """How bytes become text: the encoding, never with a replacement, and the Unicode normalisation.
 
-    Every line end becomes \\n; other control characters but \\t are removed. ValueError where a setting is unknown.
+    The encoding "auto" is that of each file: UTF-8, else the one that `encodings` finds, which is said. Every line end
+    becomes \\n; other control characters but \\t are removed. ValueError where a setting is unknown.
     """
 
     encoding: str
     normalize: str | None
 
     def __post_init__(self):
-        if not _is_text_encoding(self.encoding):
+        if self.encoding != AUTO and not _is_text_encoding(self.encoding):
             raise ValueError(f"data.encoding={self.encoding} is no text encoding; examples: utf-8, {LEGACY}")
         if self.normalize not in FORMS:
             raise ValueError(f"data.normalize must be null, NFC, NFKC, NFD or NFKD, not {self.normalize!r}")
@@ -70,42 +76,70 @@ class Reading:
 
     def decoded(self, path: str) -> Iterator[str]:
         """Blocks of text with \\n for \\r\\n and \\r; errors name the file and the byte."""
+        encoding = self._found(path) if self.encoding == AUTO else self.encoding
         with opened(path) as file:
-            position = self._start(file, path)
-            decoder = codecs.getincrementaldecoder(self.encoding)()
+            position = _start(file, path, encoding)
+            decoder = codecs.getincrementaldecoder(encoding)()
             lines = io.IncrementalNewlineDecoder(decoder, translate=True)
             while True:
                 pending, block = len(decoder.getstate()[0]), file.read(BLOCK)
                 try:
                     yield lines.decode(block, final=not block)
                 except UnicodeDecodeError as error:
-                    raise ValueError(self._wrong(path, position - pending, error)) from None
+                    raise ValueError(_wrong(path, encoding, position - pending, error)) from None
                 if not block:
                     return
                 position += len(block)
 
-    def _start(self, file: BinaryIO, path: str) -> int:
-        """Skip the byte order mark of UTF-8; refuse what is no text at all."""
-        head = file.read(BLOCK)
-        utf8 = codecs.lookup(self.encoding).name == "utf-8"
-        if utf8 and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise ValueError(f"{path} begins like UTF-16; read it so: data.encoding=utf-16")
-        if b"\0" in head and "\0".encode(self.encoding) == b"\0":
-            place = head.index(b"\0")
-            raise ValueError(
-                f"{path} is no text: a NUL byte at position {place}; name a text file, or its data.encoding"
-            )
-        start = 3 if utf8 and head.startswith(codecs.BOM_UTF8) else 0
-        file.seek(start)
-        return start
+    def _found(self, path: str) -> str:
+        """UTF-8, or what a file that is not is likely in; said once for each file."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with opened(path) as file:
+            while block := file.read(BLOCK):
+                try:
+                    decoder.decode(block)
+                except UnicodeDecodeError:
+                    found = None if b"\0" in block else _likely(path)
+                    if found is None:
+                        break
+                    if path not in _TOLD:
+                        _TOLD.add(path)
+                        say(f"note: {path} is not utf-8 and read as {found}; data.encoding=… names another encoding")
+                    return found
+        return "utf-8"
 
-    def _wrong(self, path: str, offset: int, error: UnicodeDecodeError) -> str:
-        byte = error.object[error.start]
-        other = LEGACY if codecs.lookup(self.encoding).name == "utf-8" else f"utf-8, {LEGACY}"
-        return (
-            f"{path} is not {self.encoding}: byte 0x{byte:02x} at position {offset + error.start}; "
-            f"say how it is encoded with data.encoding=…: {other}"
-        )
+
+_TOLD: set[str] = set()  # files whose encoding was said: each is read several times
+
+
+def _start(file: BinaryIO, path: str, encoding: str) -> int:
+    """Skip the byte order mark of UTF-8; refuse what is no text at all."""
+    head = file.read(BLOCK)
+    utf8 = codecs.lookup(encoding).name == "utf-8"
+    if utf8 and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path} begins like UTF-16; read it so: data.encoding=utf-16")
+    if b"\0" in head and "\0".encode(encoding) == b"\0":
+        place = head.index(b"\0")
+        raise ValueError(f"{path} is no text: a NUL byte at position {place}; name a text file, or its data.encoding")
+    start = 3 if utf8 and head.startswith(codecs.BOM_UTF8) else 0
+    file.seek(start)
+    return start
+
+
+def _wrong(path: str, encoding: str, offset: int, error: UnicodeDecodeError) -> str:
+    byte, found = error.object[error.start], _likely(path)
+    other = LEGACY if codecs.lookup(encoding).name == "utf-8" else f"utf-8, {LEGACY}"
+    remedy = (
+        f"it decodes cleanly as {found}: data.encoding={found}, or data.encoding=auto for the encoding of each file"
+        if found
+        else f"say how it is encoded with data.encoding=…: {other}"
+    )
+    return f"{path} is not {encoding}: byte 0x{byte:02x} at position {offset + error.start}; {remedy}"
+
+
+def _likely(path: str) -> str | None:
+    with opened(path) as file:
+        return encodings.likely(file.read())
 
 
 def _is_text_encoding(name: str) -> bool:
@@ -119,6 +153,9 @@ def _is_text_encoding(name: str) -> bool:
 def opened(path: str) -> Iterator[BinaryIO]:
     """A user's file; what is wrong with it is said in one line."""
     try:
+        mode = os.stat(user_path(path)).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe or a device may never end
+            raise ValueError(f"{path} is no regular file; name a text file, or take it out")
         file = open(user_path(path), "rb")  # noqa: SIM115 (closed below)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist{_near(path)}") from None
@@ -162,7 +199,7 @@ def find_texts(path: str | None, suffixes: list[str]) -> dict[str, str]:
             )
         return found
     if glob.has_magic(path) and not os.path.lexists(place):
-        matches = sorted(x for x in glob.glob(os.path.expanduser(path), recursive=True) if os.path.isfile(x))
+        matches = _matches(os.path.expanduser(path))
         if not matches:
             raise FileNotFoundError(f"data.path={path} matches no file; ** stands for folders of any depth")
         return {match: match for match in matches}
@@ -176,11 +213,33 @@ def _below(folder: str, shown: str) -> list[str]:
     def refuse(error: OSError) -> None:
         raise PermissionError(f"no permission to read {error.filename} below {shown}; ask its owner") from None
 
-    names = []
-    for here, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    names, seen = [], {os.path.realpath(folder)}
+    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         names += [Path(here, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
+        visible = sorted(name for name in folders if not name.startswith("."))
+        real = {name: os.path.realpath(os.path.join(here, name)) for name in visible}
+        folders[:] = [name for name in visible if real[name] not in seen and not seen.add(real[name])]
     return sorted(names)
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files that a glob names. ** follows links into each folder once, where `glob` would go round in circles."""
+    if "**" not in pattern:
+        return sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root, rest = str(Path(*parts[:first])), parts[first:]
+    wanted = re.compile("".join(map(_segment, rest)))
+    names = [name for name in _below(root, root) if wanted.fullmatch(f"{name}/")]
+    return [os.path.join(root, name) if first else name for name in names]
+
+
+def _segment(part: str) -> str:
+    """A part of a glob, between two slashes, as a regular expression."""
+    if part == "**":
+        return "(?:[^/]+/)*"
+    pattern = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z")
+    return re.sub(r"(?<!\\)\.(\*?)", r"[^/]\1", pattern) + "/"
 
 
 # the texts

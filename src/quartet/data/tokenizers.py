@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -21,8 +22,8 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
+from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HuggingFace
-from tokenizers import models, pre_tokenizers, trainers
 
 KINDS = ("char", "byte", "word", "bpe")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()  # how <unk> is shown
@@ -176,10 +177,28 @@ def _bytes(piece: str | int) -> bytes:
     return piece.encode() if isinstance(piece, str) else bytes([piece])
 
 
+def _marks() -> str:
+    """Combining marks and joiners, as the inside of a character class; Python's \\w has none of them."""
+    joined, ranges = (0x200C, 0x200D), []
+    for point in range(0x300, 0xE01F0):  # before and behind there are none
+        if point in joined or unicodedata.category(chr(point))[0] == "M":
+            if ranges and ranges[-1][1] == point - 1:
+                ranges[-1][1] = point
+            else:
+                ranges.append([point, point])
+    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+
+
 # A word with the space before it, one ideograph or kana (those scripts have no spaces), one sign, or white space up to
-# the space that belongs to the next word. Every character is in exactly one piece.
-_UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_UNSPACED}]| ?[^\W{_UNSPACED}]+|[^\w\s]|\s+(?!\S)|\s+")
+# the space that belongs to the next word; each with the marks that combine with it, as vowels do in Hindi, points in
+# Arabic and Hebrew, accents in decomposed text, and what is joined to an emoji. Every character is in exactly one piece.
+_UNSPACED, _MARK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff", _marks()
+_SIGN_MORE = rf"[{_MARK}\U0001f3fb-\U0001f3ff]|(?<=\u200d)[^\w\s]"  # shades, and what a joiner joins
+_WORD = re.compile(
+    rf"[{_UNSPACED}][{_MARK}]*| ?[^\W{_UNSPACED}](?:[^\W{_UNSPACED}]|[{_MARK}])*|[^\w\s](?:{_SIGN_MORE})*|\s+(?!\S)|\s+"
+)
+# The same for byte pairs: GPT-2's expression, with the marks in the words. ASCII is cut as there.
+_BYTE_PAIR_WORD = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}[\p{L}\p{M}\u200c\u200d]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 # What byte pairs never join: a run without white space and the space before it, or white space up to that space. (To
 # `tokenizers`, unlike Python, the four separators from U+001C on are no white space.)
@@ -198,7 +217,9 @@ def _learn_merges(texts: Iterable[str], n_pieces: int) -> list[list[str]]:
 
 def _byte_level(model: models.BPE) -> HuggingFace:
     tokenizer = HuggingFace(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    cut = pre_tokenizers.Split(Regex(_BYTE_PAIR_WORD), behavior="isolated")
+    shown = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, shown])  # type: ignore[assignment]
     return tokenizer
 
 
