@@ -127,8 +127,8 @@ def _start(file: BinaryIO, path: str, encoding: str) -> int:
 
 
 def _wrong(path: str, encoding: str, offset: int, error: UnicodeDecodeError) -> str:
-    byte, found = error.object[error.start], _likely(path)
-    other = LEGACY if codecs.lookup(encoding).name == "utf-8" else f"utf-8, {LEGACY}"
+    byte, utf8 = error.object[error.start], codecs.lookup(encoding).name == "utf-8"
+    found, other = _likely(path) if utf8 else None, LEGACY if utf8 else f"utf-8, {LEGACY}"
     remedy = (
         f"it decodes cleanly as {found}: data.encoding={found}, or data.encoding=auto for the encoding of each file"
         if found
