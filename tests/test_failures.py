@@ -239,7 +239,7 @@ def test_a_network_that_does_not_fit_says_so_and_leaves_no_run(compose, outputs,
             "with data.batch_size=9; try data.batch_size=4 trainer.accumulate_grad_batches=6",
         ),
         (
-            "data.batch_size=1",
+            "data.batch_size=1 model.normalization=layer",
             "with data.batch_size=1; one sample at a time is too much: use a smaller model or shorter",
         ),
     ],

@@ -233,6 +233,42 @@ def test_two_nodes(stub, python, capfd):
     assert [script.with_name(f"well{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
 
 
+@pytest.mark.skipif(not Path("/proc/net/tcp6").exists(), reason="looks at Linux's table of sockets")
+def test_workers_of_one_machine_are_closed_to_the_network(stub):
+    """Whoever reaches a rendezvous of torch's, or gloo, can make it run programs."""
+    script = stub(
+        "import time, torch, torch.distributed as dist",
+        "dist.init_process_group('gloo')",
+        "dist.all_reduce(torch.ones(1))",
+        "inodes = set()",
+        "for fd in os.listdir('/proc/self/fd'):",
+        "    try: inodes.add(os.readlink(f'/proc/self/fd/{fd}'))",
+        "    except OSError: pass",
+        "store = f\"{int(os.environ['MASTER_PORT']):04X}\"",
+        "rows = [l.split() for t in ('tcp', 'tcp6') for l in open(f'/proc/net/{t}').read().splitlines()[1:]]",
+        "rows = [(*r[1].split(':'), r[9]) for r in rows if r[3] == '0A']  # 0A: listening",
+        "places = [place for place, port, inode in rows if port == store or f'socket:[{inode}]' in inodes]",
+        "(run.directory / str(rank)).write_text(' '.join(places))",
+        "dist.barrier()",
+        "dist.destroy_process_group()",
+    )
+    run(script)
+    loopback = "0100007F"
+    for rank in "01":
+        places = (script.parent / rank).read_text().split()
+        assert len(places) > 1 and set(places) == {loopback}, places
+
+
+def test_nothing_is_imported_from_the_working_directory(stub, tmp_path, monkeypatch):
+    (tmp_path / "quartet").mkdir()
+    (tmp_path / "quartet" / "__init__.py").write_text("raise SystemExit('a stranger was imported')")
+    (tmp_path / "random.py").write_text("raise SystemExit('a file of the user was imported')")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(OSError, match=r"config\.yaml"):  # of the package: the directory is no run
+        run_workers(tmp_path / "run", 1, max_restarts=0)
+
+
 def test_several_nodes_need_a_place_to_meet(tmp_path):
     with pytest.raises(ValueError, match=r"trainer.num_nodes=2 needs trainer.rendezvous=<host:port>"):
         run_workers(tmp_path, 1, max_restarts=0, n_nodes=2)

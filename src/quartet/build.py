@@ -243,6 +243,7 @@ def opened(run: Run) -> DictConfig:
     """The config of a run, checked as one from the command line is: it may come from elsewhere, as the run may."""
     config, where = run.config, run.directory / "config.yaml"
     try:
+        settle_monitor(config)
         _check(config, trust.trusted() | run.trusted)
         if not run.may_download:
             _download_nothing(config.data)

@@ -94,7 +94,7 @@ RULES = {
 
 
 def settle_monitor(config: DictConfig) -> None:
-    """Fill in `monitor.mode` where it is null: the direction in which the metric improves.
+    """Fill in `monitor.mode`, and that of callbacks, where it is null: the direction in which the metric improves.
 
     Raises ValueError where a direction contradicts its metric, here or in a callback, and where that of a metric of the
     user's own is not given.
@@ -108,7 +108,11 @@ def settle_monitor(config: DictConfig) -> None:
             )
     watching = {"monitor": (monitor.metric, monitor.mode)}
     for name, node in config.callbacks.items():
-        if node is not None and node.get("monitor") is not None and node.get("mode") is not None:
+        if node is None or node.get("monitor") is None or "mode" not in node:
+            continue
+        if node.mode is None:  # a run's file has no references left
+            node.mode = monitor.mode if node.monitor == monitor.metric else direction(node.monitor)
+        if node.mode is not None:
             watching[f"callbacks.{name}"] = (node.monitor, node.mode)
     problems = [direction_problem(f"{place}.mode", *watched) for place, watched in watching.items()]
     if any(problems):

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -107,7 +108,8 @@ def resumed_arguments(words: list[str]) -> list[str]:
     for word in command:
         if not _repeatable(word) and word not in words:
             raise ValueError(
-                f"{directory / 'sweep.json'} would set {word}, which could run programs; say it too if you mean it"
+                f"{directory / 'sweep.json'} would set {word}, which could run programs or fetch files; "
+                "say it too if you mean it"
             )
     named = set(trust.packages_in_words(command)) - trust.trusted()
     if named:
@@ -122,10 +124,25 @@ def resumed_arguments(words: list[str]) -> list[str]:
 
 
 def _repeatable(word: str) -> bool:
-    """Whether a word of a sweep's file is believed: the file may be a stranger's, and Hydra's own settings run code."""
-    ours = re.match(r"[+~]*(?!hydra)[A-Za-z_][\w./@]*(=|$)", word)
-    launcher = re.match(r"hydra/launcher=\w+$|hydra\.launcher\.(?!_|init|slurm_(setup|additional))\w+=[\w.:-]*$", word)
-    return bool(ours or launcher)
+    """Whether a word of a sweep's file is believed. The file may be a stranger's, and Hydra's own settings run code, as
+    does a config that is read from elsewhere: of a config group only the options in conf/ count.
+    """
+    if re.match(r"hydra/launcher=\w+$|hydra\.launcher\.(?!_|init|slurm_(setup|additional))\w+=[\w.:-]*$", word):
+        return True
+    ours = re.match(r"[+~]*((?!hydra)[A-Za-z_][\w./-]*)(?:=|$)", word)
+    if ours is None or ".." in ours[1] or ours[1].endswith("download"):
+        return False
+    return not is_group(ours[1]) or not strange_options(ours[1], word[ours.end() :])
+
+
+def is_group(key: str) -> bool:
+    return "/" in key or (CONF / key).is_dir()
+
+
+def strange_options(group: str, value: str) -> list[str]:
+    """What a value such as a, [a,b], choice(a,b) or a,b names that is no option of the group."""
+    known = {*_options(group), *("null", "choice", "shuffle", "sort", "")}
+    return [word for word in re.split(r"[\s,()\[\]]+", value) if word not in known]
 
 
 def in_sweep() -> bool:
@@ -138,8 +155,16 @@ def quiet_libraries() -> None:
     for package in ("pytorch_lightning", "lightning_fabric"):  # their own level is set when they are imported
         for name in ("rank_zero", "seed", "distributed"):
             logging.getLogger(f"{package}.utilities.{name}").setLevel(logging.ERROR)
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _told_elsewhere
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler library
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def _told_elsewhere(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer keeps its error, a full disk mostly, and raises it at the next value that is logged."""
+    if type(failure.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failure)
 
 
 # messages

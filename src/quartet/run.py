@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -150,14 +150,7 @@ class Run:
         raise FileNotFoundError(f"{key}={where} is not a run directory (no config.yaml in it); try {key}=latest")
 
     def _closed(self) -> Run:
-        """Refuse a link that leads out of the run: what is written there would change files of somebody else."""
-        home = self.directory.resolve()
-        for folder, folders, files in os.walk(home):
-            for path in (Path(folder, name) for name in (*folders, *files)):
-                if path.is_symlink() and not path.resolve().is_relative_to(home):
-                    raise ValueError(
-                        f"{path} climbs out of the run, to {path.resolve()}; put what it names in its place"
-                    )
+        refuse_links_out(self.directory, "run")
         return self
 
     @property
@@ -238,17 +231,10 @@ class Run:
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         """Plain data as JSON, whole or not at all."""
-        path = self.directory / name
-        temporary = path.with_name(f".{name}.{secrets.token_hex(4)}")
         text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
-        with _writable(self.directory):
-            try:  # a name that is not UTF-8 becomes JSON's own \udc…, and the same name when it is read
-                temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-                os.replace(temporary, path)
-            except BaseException:
-                with suppress(OSError):
-                    temporary.unlink()
-                raise
+        with _writable(self.directory), written(self.directory / name) as file:
+            # a name that is not UTF-8 becomes JSON's own \udc…, and the same name when it is read
+            file.write(text.encode("utf-8", "backslashreplace"))
 
     def read(self, name: str) -> dict[str, Any]:
         path = self.directory / name
@@ -270,6 +256,48 @@ class Run:
         """The path as a person would type it from here."""
         here = Path.cwd()
         return str(self.directory.relative_to(here) if self.directory.is_relative_to(here) else self.directory)
+
+
+def refuse_links_out(directory: Path, kind: str) -> None:
+    """ValueError for a link that leads out of a run or sweep: what is written there would change files of somebody else."""
+    home = directory.resolve()
+    for folder, folders, files in os.walk(home):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if path.is_symlink() and not path.resolve().is_relative_to(home):
+                raise ValueError(
+                    f"{path} climbs out of the {kind}, to {path.resolve()}; put what it names in its place"
+                )
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path`, or of a link there, at the end: whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def cut_back(file: IO[bytes]) -> None:
+    """Cut a file of lines, open for appending, to its last whole line: a full disk or a killed process cuts lines."""
+    path, size = Path(file.name), file.seek(0, os.SEEK_END)
+    with path.open("rb") as lines:
+        end, block = size, 1 << 16
+        while end > 0:
+            begin = max(0, end - block)
+            lines.seek(begin)
+            found = lines.read(end - begin).rfind(b"\n")
+            if found >= 0:
+                end = begin + found + 1
+                break
+            end = begin
+    if end < size:
+        file.truncate(end)
 
 
 def outputs(root: str | Path) -> Path:

@@ -340,12 +340,11 @@ def _settings(run: Run) -> dict[str, Any]:
 
 def _varied(run: Run) -> dict[str, float | str]:
     """Parameter -> value of a sweep's job; empty for other runs. The tab shows few columns."""
-    sweep = Run(run.directory.parent)
-    if not all(path.is_file() for path in (run.directory / "trial.json", sweep.directory / "sweep.json")):
-        return {}
-    space = sweep.read("sweep.json")["space"]
-    words = [word.partition("=") for word in run.read("trial.json")["overrides"]]
-    return {key.lstrip("+"): _number_or_text(value) for key, _, value in words if key in space}
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged: a table says less
+        space = Run(run.directory.parent).read("sweep.json")["space"]
+        words = [word.partition("=") for word in run.read("trial.json")["overrides"]]
+        return {key.lstrip("+"): _number_or_text(value) for key, _, value in words if key in space}
+    return {}
 
 
 def _number_or_text(text: str) -> float | str:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ from quartet.interruption import Interrupted, signals, stoppable, stopping
 
 FIRST_MEETING, NEXT_MEETING = 600, 60  # s that nodes wait for each other: queues are slow, restarts begin together
 PARENT = "QUARTET_PARENT"  # the process that a worker does not outlive
+LOOPBACK = "127.0.0.1"
+UNTOUCHED = {"PYTHONSAFEPATH": "1"}  # what lies in the working directory is not imported in place of a package
 
 # what gloo, NCCL, the stores and DataLoaders raise when another process went away; not what NCCL says of mistakes
 LOST_TYPES = {"ConnectionError", "DistNetworkError", "DistStoreError", "DistBackendError", "RendezvousError"}
@@ -108,7 +111,7 @@ def run_workers(
 def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, run_id: str) -> list[Failure]:
     """One torchelastic agent from start to end; empty where all workers of this node ended well."""
     # before torch is imported: its C++ part reads its log level then
-    with inherited(_of_workers(n), "TORCHELASTIC_SIGNALS_TO_HANDLE"):
+    with inherited({**_of_workers(n), **_closed_to_the_network(n_nodes)}, "TORCHELASTIC_SIGNALS_TO_HANDLE"):
         from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.elastic.rendezvous.api import RendezvousError
@@ -125,10 +128,10 @@ def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, r
                     max_nodes=n_nodes,
                     nproc_per_node=n,
                     run_id=run_id,  # the same on all nodes, because an attempt ends on all of them together
-                    rdzv_backend="c10d",
-                    rdzv_endpoint=rendezvous if rendezvous and n_nodes > 1 else "127.0.0.1:0",
+                    rdzv_backend="c10d" if n_nodes > 1 else _private_meeting(),
+                    rdzv_endpoint=rendezvous if rendezvous and n_nodes > 1 else "",
                     rdzv_configs={"timeout": seconds, "join_timeout": seconds, "read_timeout": seconds},
-                    local_addr=None if n_nodes > 1 else "127.0.0.1",  # alone, the host's name need not resolve
+                    local_addr=None if n_nodes > 1 else LOOPBACK,  # alone, the host's name need not resolve
                     max_restarts=0,
                     logs_specs=DefaultLogsSpecs(log_dir=folder),
                     signals_to_handle=",".join(signum.name for signum in stopping()),
@@ -153,6 +156,30 @@ def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, r
 
 
 @cache
+def _private_meeting() -> str:
+    """The name of a rendezvous for one node: a store that only this machine reaches.
+
+    torch's own listens on all networks, and unpickles at each heartbeat what anyone has written into it.
+    """
+    from torch.distributed import TCPStore
+    from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
+    from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+
+    class AtHome(StaticTCPRendezvous):
+        def __init__(self, parameters: RendezvousParameters):
+            listener = socket.create_server((LOOPBACK, 0))
+            port, seconds = listener.getsockname()[1], int(parameters.config["timeout"])
+            super().__init__(LOOPBACK, port, 0, 1, parameters.run_id, seconds)
+            self._store = TCPStore(LOOPBACK, port, 1, True, self.timeout, master_listen_fd=listener.detach())
+
+        def get_backend(self) -> str:
+            return "quartet"
+
+    rendezvous_handler_registry.register("quartet", AtHome)
+    return "quartet"
+
+
+@cache
 def _meeting_place(rendezvous: str) -> Any:
     """The store at which nodes meet, served by one of them until it ends; agents, which use it, end with each attempt."""
     from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -171,11 +198,19 @@ def _of_workers(n: int) -> dict[str, str]:
     }
 
 
+def _closed_to_the_network(n_nodes: int) -> dict[str, str]:
+    """Workers of one machine talk to each other on its own interface, as gloo and NCCL trust whoever connects."""
+    own = next((name for _, name in socket.if_nameindex() if re.fullmatch(r"lo\d*", name)), None)
+    if n_nodes > 1 or own is None:
+        return {}
+    return {name: os.environ.get(name, own) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+
+
 @contextmanager
 def inherited(variables: dict[str, str], *others: str) -> Iterator[None]:
     """What processes that start meanwhile inherit, and this package on their path. As it was afterwards, `others` too."""
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    own = {**variables, "PYTHONPATH": path}
+    own = {**variables, "PYTHONPATH": path, **UNTOUCHED}
     former = {name: os.environ.get(name) for name in (*own, *others)}
     os.environ.update(own)
     try:

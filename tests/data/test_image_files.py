@@ -602,7 +602,7 @@ def test_a_cache_that_may_not_be_written_is_not_taken_for_a_picture(photos, cach
     def refuse(*arguments, **settings):
         raise PermissionError(13, "Permission denied", str(cache))
 
-    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuse)
+    monkeypatch.setattr("quartet.data.cache.open", refuse, raising=False)
     with pytest.raises(PermissionError, match=r"^the cache .* cannot be written; point QUARTET_CACHE"):
         ready(photos, **MAP)
 

@@ -376,3 +376,33 @@ def test_out_of_fold_metrics_are_of_the_pooled_predictions(trained, sketches, ev
     (trained / "1" / "checkpoints" / "best.ckpt").write_bytes(b"")
     report_sweep(trained)
     assert "not computed" in words(trained)
+
+
+@pytest.mark.parametrize(
+    "name", ["report.md", ".report.md", "report.html", ".report.html", "runs.csv", "figures/ranking.png"]
+)
+def test_a_link_in_a_stranger_s_sweep_is_replaced_and_not_followed(make_sweep, tmp_path, name):
+    sweep, victim = make_sweep([(1.0,), (2.0,)]), tmp_path / "victim"
+    victim.write_text("mine")
+    (sweep / name).parent.mkdir(exist_ok=True)
+    (sweep / name).symlink_to(victim)
+    report_sweep(sweep)
+    assert victim.read_text() == "mine" and (sweep / "report.html").stat().st_size > 1000
+    assert not list(sweep.glob(".*.????????")), "temporary files"
+
+
+def test_a_folder_of_figures_that_leads_elsewhere(make_sweep, tmp_path):
+    sweep = make_sweep([(1.0,), (2.0,)])
+    (tmp_path / "victim").mkdir()
+    (sweep / "figures").symlink_to(tmp_path / "victim")
+    with pytest.raises(ValueError, match="figures is a link; put a folder in its place"):
+        report_sweep(sweep)
+    assert not list((tmp_path / "victim").iterdir())
+
+
+def test_a_spreadsheet_takes_no_text_for_a_formula(make_sweep, sketches):
+    words = ['=HYPERLINK("http://192.0.2.1")', "@SUM(1)", "+1+1", "-x", "\t=1", "-0.5", "plain"]
+    sweep = make_sweep([(1.0, {"optimizer.lr": word}) for word in words], {"optimizer.lr": "a,b"})
+    report_sweep(sweep)
+    found = [row["optimizer.lr"] for row in csv.DictReader(io.StringIO(page(sweep, "runs.csv")))]
+    assert found == [*(f"'{word}" for word in words[:5]), "-0.5", "plain"]

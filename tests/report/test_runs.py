@@ -54,6 +54,15 @@ def test_trials_without_a_directory_are_told(make_sweep):
     assert records[4].reason == "error: optimizer.lrr: no such key"
 
 
+@pytest.mark.parametrize("journal", ["", "{}\n" * 9])
+def test_a_folder_named_by_a_date_is_no_trial(make_sweep, journal):
+    sweep = make_sweep([(1.0,), (2.0,)])
+    (sweep / "journal.log").write_text(journal)
+    (sweep / "20261125").mkdir()
+    (sweep / ("9" * 20)).mkdir()
+    assert [r.name for r in collect_sweep(sweep).records] == ["0", "1"]
+
+
 def test_why_a_run_failed(make_sweep):
     sweep = make_sweep([(None, {}, "failed")])
     (sweep / "0" / "error.txt").write_text("Traceback\n  line\nValueError: the loss is not finite\n")

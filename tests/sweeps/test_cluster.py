@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -210,16 +211,12 @@ class FakeExecutor:
         def __init__(self, folder, job_id, tasks):
             self.job_id, place = job_id, Path(str(folder).replace("%j", job_id))
             place.mkdir(exist_ok=True)
-            self.paths = types.SimpleNamespace(result_pickle=place / "result.pkl", stderr=place / "log.err")
+            self.paths = types.SimpleNamespace(
+                folder=place, result_pickle=place / "result.pkl", stderr=place / "log.err"
+            )
 
         def task(self, n):
             return self
-
-        def exception(self):
-            return None
-
-        def result(self):
-            return json.loads(self.paths.result_pickle.read_text())
 
 
 @pytest.fixture
@@ -250,7 +247,7 @@ def slurm(monkeypatch, tmp_path):
 
 
 def finish(queue: Submitit, name: str, record: dict[str, Any]) -> None:
-    (queue.folder / name / "result.pkl").write_text(json.dumps(record))
+    (queue.folder / name / cluster.RECORD).write_text(json.dumps(record))
 
 
 def test_jobs_handed_in_together_are_one_array_with_what_was_set_only(slurm):
@@ -292,6 +289,43 @@ def test_a_sweep_that_goes_on_finds_its_jobs_again(slurm):
     assert list(again.results(["11_1"])) == [("11_1", {"value": 3.0})]
     slurm.alive = ["12_0"]
     assert slurm().submit(JOBS[:1]) == ["12_0"], "the last time it was handed in counts"
+
+
+class Bomb:
+    def __init__(self, harm: Path):
+        self.harm = harm
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.harm}",)
+
+
+def test_the_pickles_of_a_stranger_s_sweep_are_not_read(slurm, tmp_path):
+    queue = slurm()
+    (queue.folder / cluster.JOBS).write_text('{"number": 0, "id": "1"}\n')
+    (queue.folder / "1").mkdir()
+    (queue.folder / "1" / "result.pkl").write_bytes(pickle.dumps(Bomb(tmp_path / "harm")))
+    assert queue.submit(JOBS[:1]) == ["1"]
+    assert list(queue.results(["1"])) == [("1", {"lost": f"ended before it began; see {queue.folder}/1/log.err"})]
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"error": 1}', '{"error": {"types": [1], "message": "a"}}'])
+def test_a_damaged_record_is_no_result(slurm, record):
+    queue = slurm()
+    names = queue.submit(JOBS[:1])
+    (queue.folder / names[0] / cluster.RECORD).write_text(record)
+    ((_, found),) = queue.results(names)
+    assert "record.json" in found["lost"]
+
+
+def test_a_line_of_jobs_that_was_cut_or_is_strange_is_left_out(slurm):
+    queue = slurm()
+    (queue.folder / cluster.JOBS).write_text(
+        '{"number": 0, "id": "../../x"}\n[]\n{"number": 1, "id": "9"}\n{"number": 2, "i'
+    )
+    assert queue._handed_in() == {1: "9"}
+    queue.submit(JOBS[2:3])
+    assert queue._handed_in() == {1: "9", 2: "11_0"}
 
 
 # locks

@@ -17,6 +17,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
+import quartet
 from quartet.interruption import Interrupted, stoppable
 from quartet.sweeps.child import Job, marked
 from quartet.sweeps.pool import Ending, Observer, Pool
@@ -130,6 +131,33 @@ def test_a_job_finds_its_slot_and_leaves_nothing_changed(run, monkeypatch):
     endings = run(slot, *"abcd", workers=2, environment={"QUARTET_TEST": "within"})
     assert sorted(e.value for e in endings) == [[slot, True, False, "", None] for slot in "0011"]
     assert before == (dict(os.environ), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_a_server_imports_nothing_from_the_working_directory(tmp_path):
+    (tmp_path / "random.py").write_text("print('mine')")
+    (tmp_path / "quartet").mkdir()
+    (tmp_path / "quartet" / "__init__.py").write_text("raise SystemExit('a stranger was imported')")
+    program = (
+        "from pathlib import Path; from quartet.sweeps.child import Job; from quartet.sweeps.pool import Pool\n"
+        "ends = []; jobs = iter([Job(0, ())])\n"
+        "if __name__ == '__main__':\n"
+        "    pool = Pool(lambda job: 1.5, slots=[{}], logs=Path('logs'))\n"
+        "    pool.run(lambda: next(jobs, None), ends.append)\n"
+        "    print(ends[0].value)\n"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "program.py").write_text(program)
+    path = str(Path(quartet.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "elsewhere" / "program.py")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("1.5\n", "")
 
 
 def test_a_job_is_asked_for_when_a_worker_is_free(run, tmp_path):

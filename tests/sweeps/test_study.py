@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 
 import pytest
 
@@ -105,6 +106,86 @@ def test_a_run_of_a_trial_that_has_ended_is_left_alone(tmp_path):
         study.tell(number, "completed", [value])
     assert not Reporter(tmp_path, 1).is_hopeless(100.0, 1)
     assert not Reporter(tmp_path, 7).is_hopeless(100.0, 1), "no such trial"
+
+
+def test_a_line_that_a_full_disk_has_cut_is_taken_back_before_the_next_one(tmp_path):
+    """While the sweep goes on: jobs write too, and there may be room again at once."""
+    study = open_study(tmp_path)
+    number, _ = study.ask()
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code":7,"worker_id":"4e2b2435-9a20-44a5-b782-0b')
+    study.tell(number, "completed", [0.5])
+    assert study.ask()[0] == 1 and study.states() == {0: "complete", 1: "running"}
+    assert open_study(tmp_path).states() == study.states()
+
+
+def test_a_journal_of_one_long_cut_line_is_emptied_and_none_is_harmed(tmp_path):
+    (tmp_path / JOURNAL).write_bytes(b"x" * 200_000)
+    assert open_study(tmp_path).n_trials == 0
+
+
+@pytest.mark.parametrize("damage", [b"{}\n", b"\0\0\0\n", b"\xff\xfe\0\n", b'{"op_code": 4}\n', b"[" * 5000 + b"\n"])
+def test_a_journal_damaged_in_the_middle_is_named(tmp_path, damage):
+    study = open_study(tmp_path)
+    study.ask()
+    journal = tmp_path / JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], damage, *lines[2:]]))
+    with pytest.raises(ValueError, match=r"journal\.log is damaged .*; bring the file back from a copy") as error:
+        open_study(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+# what a stranger's sweep holds
+
+
+class Bomb:
+    def __init__(self, harm):
+        self.harm = harm
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.harm}",)
+
+
+def cma_study(directory, state: str):
+    """A study of CMA-ES whose journal holds `state` in place of the state of its evolution."""
+    from optuna.trial import create_trial
+
+    words = ["lr=tag(log,interval(1e-4,1))", "batch=range(16,65,16)"]
+    study = open_study(directory, words, sampler="cma_es")
+    for number in range(3):
+        point = {"lr": 0.1, "batch": 16 * (number + 1)}
+        attributes = {"cma:optimizer:0": state} if number == 2 else {}
+        study._study.add_trial(
+            create_trial(params=point, distributions=study._distributions, value=0.5, system_attrs=attributes)
+        )
+    return study
+
+
+def test_a_pickle_in_place_of_the_state_of_cma_es_is_not_executed(tmp_path):
+    study = cma_study(tmp_path, pickle.dumps(Bomb(tmp_path / "harm")).hex())
+    with pytest.raises(ValueError, match=r"journal\.log holds no state of CMA-ES .*system is none of its parts"):
+        study.ask()
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("state", ["zz", "", pickle.dumps(5).hex(), pickle.dumps([1]).hex()])
+def test_a_damaged_state_of_cma_es_is_named(tmp_path, state):
+    with pytest.raises(ValueError, match=r"journal\.log holds no state of CMA-ES"):
+        cma_study(tmp_path, state).ask()
+
+
+def test_cma_es_goes_on_with_its_evolution(tmp_path):
+    """The state that is read back is Optuna's: a study that is opened anew each time learns as one that is not."""
+    words = ["x=interval(-5.0,5.0)", "y=interval(-5.0,5.0)"]
+    values = []
+    for _ in range(60):
+        study = open_study(tmp_path, words, sampler="cma_es", n_trials=60)
+        number, proposal = study.ask()
+        x, y = (float(word.partition("=")[2]) for word in proposal)
+        values.append((x - 2) ** 2 + (y + 3) ** 2)
+        study.tell(number, "completed", [values[-1]])
+    assert sum(values[-10:]) < sum(values[:10]) / 4
 
 
 # plans

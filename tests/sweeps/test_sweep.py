@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -290,6 +292,22 @@ def test_the_command_of_a_sweep_is_repeated(outputs):
         "hydra.launcher._target_=os.system",
         "hydra.launcher.slurm_setup=[touch /tmp/pwned]",
         "hydra/sweeper=other",
+        "experiment=../../outputs/sweeps/stranger/evil",
+        "experiment=topics_rnn,../evil",
+        "experiment=choice(topics_rnn,/elsewhere/evil)",
+        "experiment=[../evil]",
+        "experiment='../evil'",
+        "experiment=..\\/evil",
+        "model@hydra.callbacks.x=mlp",
+        "+model@_global_=mlp",
+        "+a/../b=c",
+        "+../evil=c",
+        "elsewhere/model=mlp",
+        "++hydra/callbacks=[x]",
+        "model=@evil",
+        "data.download=true",
+        "+data.source.download=true",
+        "hydra.launcher.init.address=192.0.2.1:6379",
     ],
 )
 def test_a_stranger_s_sweep_cannot_run_programs(outputs, word):
@@ -299,6 +317,36 @@ def test_a_stranger_s_sweep_cannot_run_programs(outputs, word):
     with pytest.raises(ValueError) as error:
         resumed_arguments(["-m", "sweep.resume=latest"])
     assert f"would set {word}, which could run programs" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["++sweep.params={experiment: '../evil,../worse'}"],
+        ["++sweep.params={hydra.callbacks.a._target_: 'os.system,b'}"],
+        ["++sweep.params={model@hydra.callbacks.x: 'mlp,rnn'}"],
+    ],
+)
+def test_what_a_stranger_s_sweep_varies_is_read_from_nowhere_else(sweep, tmp_path, words):
+    with pytest.raises(ValueError, match=r"^sweep\.params: .* is no (option|setting) of"):
+        sweep(good, "model=mlp", *words)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("place", ["journal.log", "logs/0.log", "0/checkpoints", ".submitit"])
+def test_a_link_that_leads_out_of_a_sweep(sweep, tmp_path, place):
+    sweep(good, *GRID)
+    victim, link = tmp_path / "victim", tmp_path / "sweep" / place
+    victim.write_bytes(b"three thousand bytes" * 150) if "." in Path(place).name[1:] else victim.mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir()), victim.stat().st_mtime_ns
+    shutil.rmtree(link) if link.is_dir() else link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(victim)
+    with pytest.raises(
+        ValueError, match=f"{re.escape(place)} climbs out of the sweep, to .*victim; put what it names in"
+    ):
+        sweep(good, *GRID)
+    assert before == (sorted(path.name for path in tmp_path.iterdir()), victim.stat().st_mtime_ns)
 
 
 def test_a_damaged_sweep_has_no_command(outputs):
@@ -312,6 +360,12 @@ def test_what_a_launcher_needs_is_repeated(outputs):
     directory = outputs / "sweeps" / "a"
     directory.mkdir(parents=True)
     own = ["+a=1", "~callbacks.figures", "hydra/launcher=slurm", "hydra.launcher.timeout_min=60", "data.path='x y'"]
+    own += [
+        "model=mlp,image_small",
+        "optimizer=choice(adam, sgd)",
+        "callbacks=[ema,early_stopping]",
+        "+experiment=null",
+    ]
     (directory / "sweep.json").write_text(json.dumps({"command": own}))
     assert resumed_arguments(["-m", "sweep.resume=latest"])[1:-1] == own
     shell = "hydra.launcher.slurm_setup=[module load cuda]"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quartet.run import outputs
+from quartet.run import outputs, written
 
 if TYPE_CHECKING:
     from quartet.report.settings import Setting
@@ -110,6 +110,5 @@ def _write(study: Study) -> None:
 
 def _put(path: Path, text: str) -> None:
     """At once, so that a page that is open is never half of one."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8", errors="replace")
-    temporary.replace(path)
+    with written(path) as file:
+        file.write(text.encode("utf-8", "replace"))

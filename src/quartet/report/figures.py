@@ -14,6 +14,7 @@ import numpy as np
 
 from quartet.report.runs import Record
 from quartet.report.settings import Setting, is_number, short, text
+from quartet.run import written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +38,12 @@ def figure(height: float) -> Figure:
 
 
 def save(drawn: Figure, path: Path) -> Path:
+    """Raises ValueError where the folder is a link, which may lead out of the report."""
+    if path.parent.is_symlink():
+        raise ValueError(f"{path.parent} is a link; put a folder in its place")
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(path)
+    with written(path) as file:
+        drawn.savefig(file, format=path.suffix[1:])
     return path
 
 

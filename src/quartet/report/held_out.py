@@ -39,7 +39,7 @@ def out_of_fold(records: list[Record]) -> tuple[dict[str, float], int]:
     metrics: dict[str, float] = {}
     n = 0
     for record in records:
-        run = Run(record.directory)
+        run = Run.open(str(record.directory))
         config = build.opened(run)
         data = build.restore_data(run, config)
         n += len(data.datasets["val"])
@@ -74,7 +74,7 @@ def test_once(setting: Setting, directory: Path) -> None:
 
     def metrics(record: Record) -> dict[str, float]:
         tested = {name: value for name, value in record.metrics.items() if name.startswith("test")}
-        return tested or evaluate(Run(record.directory), "test")
+        return tested or evaluate(Run.open(str(record.directory)), "test")
 
     scores = {record.name: metrics(record) for record in setting.scored.values()}
     created = datetime.now(UTC).isoformat(timespec="seconds")

@@ -17,6 +17,7 @@ from typing import Any
 from quartet.run import PROJECT, Run, outputs, read_metrics
 
 STATUSES = ("completed", "pruned", "interrupted", "failed", "unfinished", "missing", "damaged")
+MARKS = ("config.yaml", "trial.json", "result.json", "error.txt")  # of a run
 LONGEST_REASON = 300  # characters of an error message that are shown
 
 
@@ -148,11 +149,14 @@ def _numbered(directory: Path) -> Iterator[Path]:
 
 
 def collect_sweep(directory: Path) -> Collection:
-    """Every trial of a sweep, those without a directory too."""
+    """Every trial of a sweep, those without a directory too; folders with other numbers, such as a date, are none."""
     plan = _read(directory / "sweep.json")
     logs = {int(path.stem) for path in (directory / "logs").glob("*.log") if path.stem.isdecimal()}
-    numbers = {int(path.name) for path in _numbered(directory)} | logs
-    everyone = range(max(numbers, default=-1) + 1)
+    begun = {int(path.name) for path in _numbered(directory) if any((path / name).is_file() for name in MARKS)} | logs
+    proposed = _lines(directory / "journal.log") or 10 * len(
+        begun
+    )  # a trial has a line, at least; others leave no journal
+    everyone = sorted(begun | set(range(min(max(begun, default=-1) + 1, proposed))))
     records = [read_run(directory / str(n), str(n), directory / "logs" / f"{n}.log") for n in everyone]
     return Collection(f"sweep {directory.name}", directory, records, plan)
 
@@ -205,6 +209,10 @@ def _read(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         return values if isinstance(values, dict) else {}
     return {}
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def _plain(config: Any) -> Any:

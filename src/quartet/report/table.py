@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
 from pathlib import Path
 from typing import Any
 
 from quartet.report.runs import Record, part
 from quartet.report.settings import value_of
 from quartet.report.study import Study
+from quartet.run import written
 
+FORMULA = re.compile(r"[=+@\t\r]|-(?![\d.])")
 COUNTS = ("steps", "epochs", "seconds", "peak_memory_bytes", "parameters")
 
 
@@ -17,10 +21,15 @@ def write_table(study: Study, path: Path) -> None:
     """An empty cell where a run has no such value."""
     rows = [_row(study, record) for record in study.collection.records]
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
-        writer = csv.DictWriter(file, columns)
+    with written(path) as file, io.TextIOWrapper(file, "utf-8", "replace", newline="") as text:
+        writer = csv.DictWriter(text, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({column: _harmless(value) for column, value in row.items()} for row in rows)
+
+
+def _harmless(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula is marked as text."""
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
 def _row(study: Study, record: Record) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quartet.interruption import Interrupted, stoppable
+from quartet.run import Run, cut_back
 from quartet.say import printable, say
 from quartet.sweeps.child import Job
 from quartet.sweeps.pool import Ending, described
@@ -26,6 +28,7 @@ from quartet.workers import describe, environment_rank
 POLL = 1.0  # s between looks at the results
 LOOK = 15.0  # s between questions to SLURM, which serves others too
 JOBS = "jobs.jsonl"
+RECORD = "record.json"  # in the folder of a job of submitit, beside its pickles
 
 
 class Queue(Protocol):
@@ -106,6 +109,22 @@ class Work:
         return DelayedSubmission(self, job)
 
 
+@dataclass(frozen=True)
+class Recorded(Work):
+    """For submitit, whose results are pickled: what comes of a job is in plain data too, and nothing else is read.
+
+    A sweep that goes on may be somebody else's, and a pickle in it a program.
+    """
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        from submitit import JobEnvironment  # pyright: ignore[reportMissingImports] an extra
+
+        record, here = super().__call__(job), JobEnvironment()
+        if here.global_rank == 0:
+            Run(here.paths.folder).write(RECORD, record)
+        return record
+
+
 class Submitit:
     """SLURM ("slurm"), or processes of this machine that are treated like its jobs ("local")."""
 
@@ -113,7 +132,7 @@ class Submitit:
         import submitit  # pyright: ignore[reportMissingImports] an extra
 
         self.name, self.stop = ("SLURM", "scancel") if cluster == "slurm" else ("submitit", "kill")
-        self.cluster, self.work, self.folder = cluster, work, folder
+        self.cluster, self.work, self.folder = cluster, Recorded(work.work), folder
         known = {"slurm_max_num_timeout": max_num_timeout} if cluster == "slurm" else {}
         self.executor = submitit.AutoExecutor(folder / "%j", cluster=cluster, **known)
         if cluster == "local":
@@ -150,13 +169,14 @@ class Submitit:
     # what is handed in, for a sweep that goes on
     def _handed_in(self) -> dict[int, str]:
         path = self.folder / JOBS
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return {entry["number"]: entry["id"] for entry in map(json.loads, lines)}
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        return dict(entry for entry in map(_entry, lines) if entry is not None)
 
     def _note(self, names: Mapping[int, str]) -> None:
         text = "".join(json.dumps({"number": number, "id": name}) + "\n" for number, name in names.items())
-        with (self.folder / JOBS).open("a", encoding="utf-8") as file:
-            file.write(text)
+        with (self.folder / JOBS).open("ab") as file:
+            cut_back(file)
+            file.write(text.encode())
 
     def _is_there(self, name: str | None) -> bool:
         return name is not None and (_finished(self._job(name)) or name in self._alive([name]))
@@ -207,16 +227,39 @@ class Submitit:
         return "ended"
 
 
+def _entry(line: bytes) -> tuple[int, str] | None:
+    """(number, id) of a line; None of one that a killed process has cut, whose job is then handed in again."""
+    with suppress(ValueError, TypeError, LookupError):
+        entry = json.loads(line)
+        if re.fullmatch(r"\w+", entry["id"]):
+            return int(entry["number"]), entry["id"]
+    return None
+
+
 def _finished(job: Any) -> bool:
-    path = job.task(0).paths.result_pickle
+    paths = job.task(0).paths
     with suppress(OSError):
-        os.listdir(path.parent)  # a shared disk remembers what it has not found until somebody lists the folder
-    return path.exists()
+        os.listdir(paths.folder)  # a shared disk remembers what it has not found until somebody lists the folder
+    return (paths.folder / RECORD).exists() or paths.result_pickle.exists()
 
 
 def _record(job: Any) -> dict[str, Any]:
-    error = job.task(0).exception()
-    return {"lost": str(error)} if error else job.task(0).result()
+    paths = job.task(0).paths
+    try:
+        record = Run(paths.folder).read(RECORD)
+    except FileNotFoundError:
+        return {"lost": f"ended before it began; see {paths.stderr}"}
+    except ValueError as error:
+        return {"lost": str(error)}
+    if "value" in record or _is_error(record.get("error")):
+        return record
+    return {"lost": f"{paths.folder / RECORD} is damaged"}
+
+
+def _is_error(error: Any) -> bool:
+    """Of the shape that `quartet.workers.describe` gives."""
+    texts = [error.get("message"), error.get("traceback"), *error.get("types", [])] if isinstance(error, dict) else []
+    return len(texts) > 2 and all(isinstance(text, str) for text in texts)
 
 
 class Ray:

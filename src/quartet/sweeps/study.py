@@ -6,14 +6,19 @@ a run that may be pruned reports to the same journal (`Reporter`), wherever it r
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from quartet.run import cut_back
 from quartet.sweeps.locks import fcntl
 from quartet.sweeps.plan import JOURNAL, Plan
+from quartet.sweeps.pool import described
 from quartet.sweeps.space import Dimension, point
+from quartet.workers import describe
 
 NAME = "sweep"  # of the study in its journal
 
@@ -23,7 +28,6 @@ class Study:
 
     def __init__(self, directory: Path, plan: Plan, space: Sequence[Dimension]):
         self.plan, self.space = plan, list(space)
-        mend(directory / JOURNAL)
         self._study = open_study(directory, plan, create=True)
         self._distributions = {d.key: d.distribution(enumerated=plan.sampler == "grid") for d in space}
 
@@ -120,8 +124,24 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
     from optuna.storages.journal import JournalFileBackend
 
     _quiet(optuna)
-    lock = _flock_class()(directory / f".{JOURNAL}.lock") if fcntl else None
-    storage = JournalStorage(JournalFileBackend(str(directory / JOURNAL), lock_obj=lock))
+    journal = directory / JOURNAL
+    with journal.open("ab") as file:
+        cut_back(file)
+    lock = _flock_class()(journal) if fcntl else None
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+    ) as error:  # Optuna replays all lines
+        raise ValueError(
+            f"{_damage(journal)} ({described(describe(error))}); bring the file back from a copy, or start another sweep: "
+            "the runs themselves are whole, scripts/report.py reads them"
+        ) from error
     if not create:
         return optuna.load_study(study_name=NAME, storage=storage, pruner=_pruner(plan))
     study = optuna.create_study(
@@ -135,15 +155,14 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
     return study
 
 
-def mend(journal: Path) -> None:
-    """Cut off a last line that a killed process did not finish; Optuna refuses to read on behind it."""
-    if not journal.is_file():
-        return
-    text = journal.read_bytes()
-    whole = text.rfind(b"\n") + 1
-    if whole < len(text):
-        with journal.open("r+b") as file:
-            file.truncate(whole)
+def _damage(journal: Path) -> str:
+    """Where Optuna cannot read it, for a person."""
+    for number, line in enumerate(journal.read_bytes().splitlines(), 1):
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            return f"line {number} of {journal} is damaged"
+    return f"{journal} is damaged"
 
 
 def _sampler(plan: Plan, n_trials: int) -> Any:
@@ -156,10 +175,46 @@ def _sampler(plan: Plan, n_trials: int) -> Any:
     if plan.sampler == "gp":
         return samplers.GPSampler(seed=seed)
     if plan.sampler == "cma_es":
-        return samplers.CmaEsSampler(seed=seed)
+        return _cma_es()(seed=seed)
     if plan.sampler == "qmc":
         return samplers.QMCSampler(scramble=True, seed=plan.seed)  # which keeps its place in the study
     return samplers.RandomSampler(seed=seed)
+
+
+def _cma_es() -> Any:
+    from optuna.samplers import CmaEsSampler
+
+    class Careful(CmaEsSampler):
+        """Optuna keeps the state of the evolution in the journal, pickled; the journal may be a stranger's."""
+
+        def _restore_optimizer(self, completed_trials: Any) -> Any:
+            prefix = self._attr_key_optimizer
+            for trial in reversed(completed_trials):
+                parts = {key: value for key, value in trial.system_attrs.items() if key.startswith(prefix)}
+                if parts:
+                    return _read_state(self._concat_optimizer_attrs(parts))
+            return None
+
+    return Careful
+
+
+def _read_state(text: str) -> Any:
+    try:
+        state = _Numbers(io.BytesIO(bytes.fromhex(text))).load()
+        return state if state.dim else None
+    except Exception as error:
+        raise ValueError(f"{JOURNAL} holds no state of CMA-ES ({error}); start another sweep") from error
+
+
+class _Numbers(pickle.Unpickler):
+    """Reads what a CMA-ES consists of, and runs nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.partition(".")[0] == "cmaes" and name in ("CMA", "SepCMA", "CMAwM"):
+            return super().find_class(module, name)
+        if module.partition(".")[0] == "numpy" and name in ("dtype", "ndarray", "scalar", "_reconstruct"):
+            return super().find_class(module, name)
+        raise ValueError(f"{module}.{name} is none of its parts")
 
 
 def _pruner(plan: Plan) -> Any:
@@ -209,9 +264,11 @@ def _flock_class() -> Any:
 
         def acquire(self) -> bool:
             assert fcntl is not None
-            file: Any = self._path.open("a")
+            file: Any = self._path.with_name(f".{self._path.name}.lock").open("a")
             fcntl.flock(file, fcntl.LOCK_EX)
             self._file = file
+            with self._path.open("ab") as journal:  # what a job has cut, before anybody writes behind it
+                cut_back(journal)
             return True
 
         def release(self) -> None:

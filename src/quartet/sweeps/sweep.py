@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,20 +19,21 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from quartet.check import check_pairing, settle_monitor
-from quartet.cli import CONF, override_problems
+from quartet.cli import CONF, is_group, override_problems, strange_options
 from quartet.interruption import Interrupted
-from quartet.run import Run, read_metrics
+from quartet.run import Run, read_metrics, refuse_links_out
 from quartet.say import printable, say
 from quartet.sweeps.batches import launch_batches
 from quartet.sweeps.child import Job
-from quartet.sweeps.locks import sweep_lock
-from quartet.sweeps.plan import FILE, Plan
+from quartet.sweeps.locks import JOBS, SWEEP, sweep_lock
+from quartet.sweeps.plan import FILE, JOURNAL, Plan
 from quartet.sweeps.pool import Ending, described
 from quartet.sweeps.space import Dimension, parse
 from quartet.sweeps.study import Study
 from quartet.workers import describe, revive
 
 SAME_MISTAKE = 3  # jobs that fail alike before anything is trained, and the sweep gives up
+LOCKS = (JOBS, SWEEP, f".{JOURNAL}.lock")
 OURS = ("sweep=", "sweep.", "+sweep.")  # what jobs need not know
 
 
@@ -42,6 +42,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
     settings: Any = OmegaConf.to_container(config.sweep, resolve=True)
     space, fixed = parse(settings["params"], [word for word in arguments if not word.startswith(OURS)], loader)
     raise_problems(filter(None, (dimension.problem() for dimension in space)))
+    raise_problems(_param_problems(settings["params"]))
     first = _composed(loader, config, [*fixed, *_first_point(space)])
     choices = [f"{d.key}={','.join(d.values)}" for d in space if d.values and (CONF / d.key).is_dir()]
     if choices:  # they may fit each other in some of the jobs, but they have to exist
@@ -51,8 +52,19 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
     settle_monitor(first)
     plan = Plan.make(settings, _command(config), space, fixed, first.monitor)
     directory = Path(config.hydra.sweep.dir).absolute()
-    with _directory(directory, plan, alone=not getattr(launcher, "adopts", False)):
-        return Sweep(directory, plan, space, launcher, settings).run()
+    with _directory(directory, plan, alone=not getattr(launcher, "adopts", False)) as made:
+        return Sweep(directory, plan, space, launcher, settings, made=made).run()
+
+
+def _param_problems(params: dict[str, Any]) -> Iterator[str]:
+    """`sweep.params` may come from the file of a sweep that goes on: Hydra must not read configs from elsewhere for it."""
+    for key, value in params.items():
+        name = str(key).lstrip("+~")
+        if name.startswith("hydra") or "@" in name or ".." in name:
+            yield f"sweep.params: {key} is no setting of a run; vary keys such as optimizer.lr, or groups such as model"
+        elif is_group(name):
+            strange = strange_options(name, str(value))
+            yield from (f"sweep.params: {name}={word} is no option of {name}" for word in strange)
 
 
 def _composed(loader: Any, config: DictConfig, words: list[str]) -> DictConfig:
@@ -81,17 +93,22 @@ def _command(config: DictConfig) -> list[str]:
 
 
 @contextmanager
-def _directory(directory: Path, plan: Plan, *, alone: bool) -> Iterator[None]:
-    """The sweep's own: a new one, or that of the same sweep before. `alone`: runs that it has left must have ended."""
+def _directory(directory: Path, plan: Plan, *, alone: bool) -> Iterator[bool]:
+    """The sweep's own: a new one, or that of the same sweep before; yields whether it was made here.
+
+    `alone`: runs that it has left must have ended.
+    """
     known = (directory / FILE).exists()
     if known:
+        refuse_links_out(directory, "sweep")
         raise_problems(_refusals(directory, plan))
     elif directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"hydra.sweep.dir={directory} is not empty and no sweep; name another directory")
+    made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     with sweep_lock(directory, alone=alone):
         Run(directory).write(FILE, plan.as_data())
-        yield
+        yield made
 
 
 def _refusals(directory: Path, plan: Plan) -> Iterator[str]:
@@ -104,8 +121,18 @@ def _refusals(directory: Path, plan: Plan) -> Iterator[str]:
 class Sweep:
     """The state of a sweep that is going: what is to be done again, what failed, when it began."""
 
-    def __init__(self, directory: Path, plan: Plan, space: list[Dimension], launcher: Any, settings: dict[str, Any]):
+    def __init__(
+        self,
+        directory: Path,
+        plan: Plan,
+        space: list[Dimension],
+        launcher: Any,
+        settings: dict[str, Any],
+        *,
+        made: bool = False,
+    ):
         self.directory, self.plan, self.launcher, self.settings = directory, plan, launcher, settings
+        self.made = made  # the directory, by this process
         self.study = Study(directory, plan, space)
         self.again = [self._job(number, point) for number, point in self.study.unfinished()]
         self.began = time.monotonic()
@@ -226,7 +253,7 @@ class Sweep:
     def _conclude(self) -> None:
         if self._hopeless():
             if not any(self.directory.glob("*/config.yaml")):
-                shutil.rmtree(self.directory)
+                self._take_back()
             raise ValueError(f"{self.mistakes[0]}\nevery run of the sweep fails with this; it has stopped")
         self._list_killed()
         if self.settings["report"]:
@@ -236,6 +263,20 @@ class Sweep:
         if failed > rate * len(ends):
             print(f"error: {failed} of {len(ends)} runs failed, above sweep.max_failure_rate={rate}", file=sys.stderr)
             sys.exit(1)
+
+    def _take_back(self) -> None:
+        """What the sweep has written, except for the logs, which were named: so it is not the latest one."""
+        with suppress(OSError):
+            for number in self.study.states():
+                folder = self.directory / str(number)
+                for name in ("trial.json", "result.json", "error.txt"):
+                    (folder / name).unlink(missing_ok=True)
+                if folder.is_dir():
+                    folder.rmdir()
+            for name in (FILE, JOURNAL, *LOCKS):
+                (self.directory / name).unlink(missing_ok=True)
+            if self.made:
+                self.directory.rmdir()
 
     def _list_killed(self) -> None:
         """In TensorBoard's HPARAMS, where runs that end by themselves are already."""
