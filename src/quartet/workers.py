@@ -161,7 +161,7 @@ def _private_meeting() -> str:
 
     torch's own listens on all networks, and unpickles at each heartbeat what anyone has written into it.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
     from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
     from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 

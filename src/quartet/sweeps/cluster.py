@@ -23,7 +23,7 @@ from quartet.run import Run, cut_back
 from quartet.say import printable, say
 from quartet.sweeps.child import Job
 from quartet.sweeps.pool import Ending, described
-from quartet.workers import describe, environment_rank
+from quartet.workers import describe, environment_rank, inherited
 
 POLL = 1.0  # s between looks at the results
 LOOK = 15.0  # s between questions to SLURM, which serves others too
@@ -149,7 +149,9 @@ class Submitit:
         if names:
             say(f"jobs that {self.name} has already: {', '.join(map(str, names))}")
         if new:
-            for job, handed in zip(new, self.executor.map_array(self.work, new), strict=True):
+            with inherited({}):  # the job's process imports this package, whatever lies in its working directory
+                handed_in = self.executor.map_array(self.work, new)
+            for job, handed in zip(new, handed_in, strict=True):
                 names[job.number] = handed.job_id
                 self._jobs[handed.job_id] = handed
             self._note({job.number: names[job.number] for job in new})
