@@ -128,14 +128,14 @@ def test_a_file_where_the_outputs_should_be(compose, outputs):
 
 
 def test_a_disk_that_fills_while_the_data_are_read(compose, outputs, monkeypatch):
-    write = Path.write_text
+    opening = Path.open
 
     def refuse(self, *arguments, **settings):
         if "preprocessing.json" in self.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return write(self, *arguments, **settings)
+        return opening(self, *arguments, **settings)
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(OSError, match=r"no run can be written to .*outputs.* \(No space left on device\); make room"):
         create_and_train(compose(*SMALL.split()))
     assert not list(outputs.rglob("*.yaml")), "no half-written run"
