@@ -26,7 +26,8 @@ ALLOWED = {
     "callbacks": {
         "torch", "numpy", "pytorch_lightning", "matplotlib", "rich", "PIL", "sklearn", "torchmetrics", "tensorboard",
         "quartet.sampling", "quartet.optim", "quartet.data.spec", "quartet.data.base",
-        "quartet.distributed", "quartet.interruption", "quartet.run", "quartet.say", "quartet.sweeps.study",
+        "quartet.distributed", "quartet.interruption", "quartet.lettering", "quartet.run", "quartet.say",
+        "quartet.sweeps.study",
     },
     "sweeps": {
         "hydra", "omegaconf", "cloudpickle", "rich", "optuna", "submitit", "ray",
@@ -35,8 +36,9 @@ ALLOWED = {
     },
     "report": {
         "numpy", "scipy", "optuna", "matplotlib", "omegaconf",
-        "quartet.run", "quartet.build", "quartet.train", "quartet.evaluate", "quartet.say",
+        "quartet.lettering", "quartet.run", "quartet.build", "quartet.train", "quartet.evaluate", "quartet.say",
     },
+    "lettering.py": {"matplotlib"},
     "say.py": set(),
     "trust.py": set(),
     "run.py": {"omegaconf", "yaml", "quartet.interruption", "quartet.say", "quartet.trust"},

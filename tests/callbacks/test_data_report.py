@@ -20,8 +20,12 @@ COLUMNS = [
     [
         ({}, ["data"]),
         ({"classes": CLASSES}, ["data", "classes, share of each part"]),
-        ({"histograms": {"tokens of a text": LENGTHS}}, ["data", "tokens of a text"]),
-        ({"columns": COLUMNS, "notes": ["3 rows twice"]}, ["data", "missing values: 1 of 2 columns have some"]),
+        ({"histograms": {"tokens of a text": LENGTHS}}, ["data", "tokens of a text, by part"]),
+        ({"columns": COLUMNS[1:]}, ["data", "columns"]),
+        (
+            {"columns": COLUMNS, "notes": ["3 rows twice"]},
+            ["data", "columns", "missing values: 1 of 2 columns have some"],
+        ),
     ],
 )
 def test_each_thing_told_has_its_panel(more, panels):
@@ -44,4 +48,4 @@ def test_a_histogram_counts_everything_once_over_common_bins():
 def test_examples_cannot_break_the_table():
     table = examples_table([{"text": "a | b\nc", "label": 1}, {"text": "x" * 999, "label": 2}])
     lines = table.splitlines()
-    assert len(lines) == 4 and lines[2] == "| a \\| b c | 1 |" and len(lines[3]) < 400
+    assert len(lines) == 4 and lines[2] == "| a \\| b<br>c | 1 |" and len(lines[3]) < 400

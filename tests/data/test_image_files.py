@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from quartet.data import image_files, image_folders, image_stores
 from quartet.data.augment import Augment
 from quartet.data.image_files import FolderData
+from quartet.data.image_folders import list_files
 from quartet.data.image_stores import Files, Rows, StoredPictures, WorkerLoader
 from quartet.data.images import to_uint8
 from quartet.data.memory import Samples
@@ -674,3 +676,192 @@ def test_progress_is_told_now_and_then(photos, monkeypatch, capsys):
     monkeypatch.setattr(image_folders, "RHYTHM", -1.0)
     ready(photos)
     assert "looked at 20 of 20 pictures" in capsys.readouterr().out
+
+
+# values of 16 and 32 bits
+
+
+def deep_tree(root, kind, low, high, n=12, seed=0):
+    """Two classes, left or right half bright, as files of 32-bit floating point, 16 bits or 32 bits."""
+    random = np.random.default_rng(seed)
+    for i in range(2 * n):
+        values = random.uniform(0, 0.3, (16, 16))
+        values[:, 8 * (i % 2) :][:, :8] += 0.7
+        values = (low + (high - low) * values).astype(kind)
+        folder = root / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(folder / f"{i:02}.tiff")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high"),
+    [
+        (np.float32, 0.0, 1.0),
+        (np.float32, -1.0, 1.0),
+        (np.float32, 0.0, 1e-6),
+        (np.float32, 1000.0, 4000.0),
+        (np.float32, 0.0, 255.0),
+        (np.uint16, 0, 255),
+        (np.uint16, 0, 1023),
+        (np.uint16, 0, 4095),
+        (np.uint16, 30000, 31000),
+        (np.uint16, 0, 65535),
+        (np.int32, 0, 255),
+        (np.int32, -1024, 3071),
+        (np.int32, 0, 10**6),
+    ],
+)
+def test_pictures_of_more_than_8_bits_keep_their_contrast(tmp_path, kind, low, high):
+    """Whatever their unit: black and white are the least and the largest value of the training part."""
+    data = ready(deep_tree(tmp_path / "p", kind, low, high))
+    pictures = data.pictures("train", range(len(data.ids["train"])))
+    assert pictures.min() == 0 and pictures.max() == 255 and len(np.unique(pictures)) > 60
+    said = data.preprocessing()["span"]
+    assert low - 1 <= said[0] < said[1] <= high + 1
+    again = make(tmp_path / "p")
+    again.restore(json.loads(json.dumps(data.preprocessing())))
+    names = [tmp_path / "p" / name for name in data.ids["test"]]
+    inputs = data.datasets["test"].gather(torch.arange(len(names)))["inputs"]["image"]
+    torch.testing.assert_close(again.encode([str(name) for name in names])["image"], data.normalise(inputs))
+
+
+def test_values_of_another_part_do_not_change_black_and_white(tmp_path):
+    for seed, (part, high) in enumerate((("train", 1.0), ("val", 9.0), ("test", 9.0))):
+        deep_tree(tmp_path / part, np.float32, 0.0, high, n=4, seed=seed)
+    data = ready(tmp_path)
+    assert data.preprocessing()["span"][1] <= 1.0
+    assert data.pictures("test", [0]).max() == 255
+
+
+def test_values_that_are_no_numbers(tmp_path):
+    root = deep_tree(tmp_path, np.float32, 0.0, 1.0)
+    values = np.full((16, 16), np.nan, np.float32)
+    Image.fromarray(values).save(root / "a" / "nan.tiff")
+    with pytest.raises(ValueError, match=r"a/nan.tiff \(none of its values is finite\)"):
+        ready(root)
+    values[3, 4:] = 0.5, *[np.inf] * 11
+    Image.fromarray(values).save(root / "a" / "nan.tiff")
+    assert ready(root).preprocessing()["span"][1] <= 1.0
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_a_training_part_of_one_colour_is_refused(tmp_path, kind):
+    for i in range(12):
+        folder = tmp_path / "ab"[i % 2]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8 + i), 7, kind)).save(folder / f"{i}.tiff")
+    with pytest.raises(ValueError, match="there is nothing to learn in them"):
+        ready(tmp_path, image_size=8)
+
+
+def test_pictures_that_are_nearly_black_are_told(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    for i in range(12):
+        folder = tmp_path / "ab"[i % 2]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 5, (8, 8), dtype=np.uint8)).save(folder / f"{i}.png")
+    ready(tmp_path)
+    assert "nearly of one colour: deviation 0.00" in capsys.readouterr().out
+
+
+def test_values_without_black_and_white_are_refused_by_a_model_of_8_bits(photos):
+    data = ready(photos)
+    with pytest.raises(ValueError, match=r"0 … 0.5, have no agreed black and white; .* convert it to these"):
+        data.encode([Image.fromarray(np.linspace(0, 0.5, 64, dtype=np.float32).reshape(8, 8))])
+    assert data.encode([Image.new("I;16", (8, 8), 65535)])["image"].isfinite().all()
+
+
+# what lies about in folders
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cat/@eaDir/00.png/SYNOPHOTO_THUMB_M.png",
+        "@eaDir/x.png",
+        "cat/#recycle/00.png",
+        "#recycle/cat/00.png",
+        "$RECYCLE.BIN/00.png",
+        "System Volume Information/x.png",
+        ".AppleDouble/00.png",
+        "cat/.thumbnails/00.png",
+        "lost+found/x.png",
+        "cat/.@__thumb/default00.png",
+        "@Recycle/x.png",
+    ],
+)
+def test_what_storage_systems_keep_is_no_data(photos, name):
+    before = list_files(str(photos))
+    save(photos / name)
+    assert list_files(str(photos)) == before
+
+
+def test_links_are_followed_once_and_not_in_circles(photos, tmp_path):
+    tree(tmp_path / "elsewhere", "more", n=3)
+    (photos / "cat" / "linked").symlink_to(tmp_path / "elsewhere" / "more")
+    (photos / "cat" / "self").symlink_to(photos / "cat")
+    (photos / "cat" / "up").symlink_to(photos)
+    names = [file.name for file in list_files(str(photos))[0] if file.label == "cat"]
+    assert len(names) == 13 + 10, "10 of its own, 3 linked, and 10 of dog through the link to all"
+    (photos / "cat" / "up").unlink()
+    assert len(list_files(str(photos))[0]) == 23
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+def test_a_broken_exif_means_no_rotation(photos, kind):
+    exif = b"Exif\0\0\0\0no TIFF at all"
+    picture = Image.effect_noise((8, 8), 60).convert("RGB")
+    picture.save(photos / "cat" / f"broken.{kind}", exif=exif)
+    assert any("broken" in name for ids in ready(photos).ids.values() for name in ids)
+
+
+def test_a_long_text_in_a_png(photos):
+    info = PngInfo()
+    info.add_text("history", "x" * 3_000_000, zip=True)
+    Image.effect_noise((8, 8), 60).convert("RGB").save(photos / "cat" / "drawn.png", pnginfo=info)
+    assert any("drawn" in name for ids in ready(photos).ids.values() for name in ids)
+
+
+def test_a_picture_that_is_too_large_is_told_in_words(photos, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    save(photos / "cat" / "huge.png", size=20)
+    with pytest.raises(ValueError, match=r"cat/huge.png \(more than 200 pixels; make it smaller\)"):
+        ready(photos)
+
+
+@pytest.mark.parametrize(
+    "folders", [("train images", "test images"), ("seg_train", "seg_test"), ("Training_Set", "test-set")]
+)
+def test_folders_of_parts_may_have_longer_names(tmp_path, folders):
+    tree(tmp_path, *(f"{folder}/{label}" for folder in folders for label in ("cat", "dog")), n=6)
+    assert {file.part for file in list_files(str(tmp_path))[0]} == {"train", "test"}
+
+
+def test_the_folder_below_that_has_the_classes_is_named(tmp_path):
+    tree(tmp_path / "repo", "flowers/daisy", "flowers/rose", n=3)
+    (tmp_path / "repo" / "README.md").write_text("flowers")
+    with pytest.raises(
+        ValueError, match=r"has one folder, flowers, which holds daisy, rose; did you mean .*repo/flowers\?"
+    ):
+        ready(tmp_path / "repo")
+
+
+def test_a_class_written_otherwise_is_recognised(tmp_path):
+    one, two = "caf\u00e9", "cafe\u0301"
+    tree(tmp_path, f"train/{one}", "train/dog", f"val/{two}", "val/dog", n=4)
+    with pytest.raises(ValueError, match=f"of the classes val/{two} \\(but of {one}, written otherwise\\)"):
+        ready(tmp_path)
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    tree(tmp_path, "dog", n=10)
+    strange = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(strange)
+    for i in range(10):
+        save(tmp_path / "dog" / "x.png")
+        os.rename(tmp_path / "dog" / "x.png", strange + f"/{i}\xff.png".encode("latin-1"))
+    data = ready(tmp_path)
+    assert data.spec.classes == ("caf\\xe9", "dog")
+    json.dumps(data.preprocessing(), ensure_ascii=False).encode()
+    json.dumps(data.ids, ensure_ascii=False).encode()

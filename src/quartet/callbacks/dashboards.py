@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from quartet import sampling
 from quartet.callbacks import figures
 from quartet.callbacks.tensorboard import summary_writer
 from quartet.distributed import gathered
+from quartet.say import printable
 
 TITLES = {"val": "validation", "test": "test"}
 LONGEST_TEXT = 300  # characters of a mistaken text that are shown
@@ -101,7 +105,8 @@ class Figures(Callback):
             fitting = trainer.state.fn == "fit"  # later the weights are the best checkpoint's, of another step
             title = f"{TITLES[part]}, step {trainer.global_step:,}" if fitting else TITLES[part]
             draw = self._classification if outputs["prediction"].ndim == 2 else self._regression
-            draw(trainer, task, part, title, **{name: value.numpy() for name, value in outputs.items()})
+            with optional(f"figures of the {TITLES[part]} part"):
+                draw(trainer, task, part, title, **{name: value.numpy() for name, value in outputs.items()})
         self._longest = self.clock() - start
         self._drawing += self._longest
 
@@ -126,7 +131,8 @@ class Figures(Callback):
             show_figure(trainer, part, "mistakes", figures.pictures_figure(pictures, captions, title))
         else:
             samples = _describe(data, part, index[worst])
-            rows = [f"| {a} | {b} | {p:.0%} | {text} |" for (a, b, p), text in zip(names, samples, strict=True)]
+            told = zip(names, samples, strict=True)
+            rows = [f"| {cell(a)} | {cell(b)} | {p:.0%} | {text} |" for (a, b, p), text in told]
             table = ["| true | predicted | probability | sample |", "|---|---|---|---|", *rows]
             show_text(trainer, f"{part}/mistakes", Path("figures", f"{part}_mistakes.md"), "\n".join(table))
 
@@ -198,13 +204,32 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def show_figure(trainer: Trainer, part: str, name: str, figure: Any) -> None:
-    """A figure as `<part>/<name>` in TensorBoard and as a PNG file of the run, drawn once for both."""
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """A training does not end for a picture that cannot be drawn; for a full disk it does."""
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(printable(f"no {what}: {reason}"), file=sys.stderr, flush=True)
+
+
+def cell(value: Any) -> str:
+    """Text in a Markdown table as it is: lines and indentation stay, no sign of it is taken for Markdown or HTML."""
+    lines = figures.shorten(str(value).strip("\n"), LONGEST_TEXT).split("\n")
+    escaped = (re.sub(r"([\\`*_{}\[\]()#+.!|~$-])", r"\\\1", html.escape(line, quote=False)) for line in lines)
+    return "<br>".join(re.sub(r"^ +", lambda blanks: "&nbsp;" * len(blanks[0]), line) for line in escaped)
+
+
+def show_figure(trainer: Trainer, part: str, name: str, figure: Any, tag: str | None = None) -> None:
+    """A figure as `<tag or part>/<name>` in TensorBoard and as a PNG file of the run, drawn once for both."""
     picture = figures.render(figure)
     figures.save(picture, Path(trainer.default_root_dir, "figures", f"{part}_{name}.png"))
     writer = summary_writer(trainer.loggers)
     if writer is not None:
-        writer.add_image(f"{part}/{name}", picture, trainer.global_step, dataformats="HWC")
+        writer.add_image(f"{tag or part}/{name}", picture, trainer.global_step, dataformats="HWC")
 
 
 def show_text(trainer: Trainer, tag: str, file: Path, text: str, *, verbatim: bool = False) -> None:

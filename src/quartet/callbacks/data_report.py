@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from quartet.callbacks import figures
-from quartet.callbacks.dashboards import show_figure, show_text
+from quartet.callbacks.dashboards import cell, optional, show_figure, show_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TAG = "your_data"  # TensorBoard sorts by name, and what is learnt comes first
+MOST_ROWS = 24  # of the table of columns
 MOST_BARS = 30  # classes, or columns of a table, that are shown; the first ones
-LONGEST_EXAMPLE = 300  # characters
 
 
 class DataReport(Callback):
-    """Sizes, classes, lengths and missing values as `data/report`, some samples as `data/examples` (of training).
+    """Sizes, classes, lengths and missing values as `your_data/report`, some samples (of training) as
+    `your_data/examples`.
 
     Both go to TensorBoard and to `figures/` of the run; they are drawn from its `data.json`. `n_examples` is how many
     samples are shown.
@@ -34,12 +36,13 @@ class DataReport(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         report = json.loads(Path(trainer.default_root_dir, "data.json").read_text(encoding="utf-8"))
-        show_figure(trainer, "data", "report", report_figure(report))
-        if hasattr(data, "pictures"):
-            self._pictures(trainer, data)
-        elif report.get("examples"):
-            file = Path("figures", "data_examples.md")
-            show_text(trainer, "data/examples", file, examples_table(report["examples"][: self.n_examples]))
+        with optional("figures of the data"):
+            show_figure(trainer, "data", "report", report_figure(report), TAG)
+            if hasattr(data, "pictures"):
+                self._pictures(trainer, data)
+            elif report.get("examples"):
+                file = Path("figures", "data_examples.md")
+                show_text(trainer, f"{TAG}/examples", file, examples_table(report["examples"][: self.n_examples]))
 
     def _pictures(self, trainer: Trainer, data: Any) -> None:
         """Pictures evenly spaced over the training part."""
@@ -48,19 +51,15 @@ class DataReport(Callback):
         ids = [i * n_all // n for i in range(n)]
         captions = [figures.shorten(data.spec.classes[label], 12) for label in data.labels("train", ids)]
         figure = figures.pictures_figure(data.pictures("train", ids), captions, "training pictures")
-        show_figure(trainer, "data", "examples", figure)
+        show_figure(trainer, "data", "examples", figure, TAG)
 
 
 def examples_table(examples: list[dict[str, Any]]) -> str:
     """Samples as rows of a Markdown table; all have the same fields."""
     fields = list(examples[0])
-    rows = [[_cell(example[field]) for field in fields] for example in examples]
+    rows = [[cell(example[field]) for field in fields] for example in examples]
     lines = [fields, ["---"] * len(fields), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _cell(value: Any) -> str:
-    return figures.shorten(" ".join(str(value).split()).replace("|", "\\|"), LONGEST_EXAMPLE)
 
 
 def report_figure(report: dict[str, Any]) -> Figure:
@@ -70,7 +69,9 @@ def report_figure(report: dict[str, Any]) -> Figure:
         panels.append((_draw_classes, (report["classes"],)))
     panels += [(_draw_histogram, item) for item in report.get("histograms", {}).items()]
     if report.get("columns"):
-        panels.append((_draw_missing, (report["columns"],)))
+        panels.append((_draw_columns, (report["columns"],)))
+        if any(column["missing"] for column in report["columns"]):
+            panels.append((_draw_missing, (report["columns"],)))
     figure = figures.blank_figure(6.0 + 4.6 * len(panels), 4.8, layout="constrained")
     axes = figure.subplots(1, 1 + len(panels), squeeze=False, width_ratios=[1.3, *[1] * len(panels)])[0]
     _draw_parts(axes[0], report)
@@ -92,11 +93,13 @@ def _draw_parts(axes: Axes, report: dict[str, Any]) -> None:
     height = 0.075 * (len(facts) + 1)
     labels = [fact.replace("_", " ") for fact in facts]
     box = Bbox.from_bounds(0.32, 1 - height, 0.68, height)
-    table = axes.table(cells, rowLabels=labels, colLabels=list(parts), bbox=box)
+    table = axes.table(cells, rowLabels=labels, colLabels=list(parts), bbox=box, edges="horizontal")
     table.auto_set_font_size(False)
+    for box in table.get_celld().values():
+        box.set_edgecolor("0.85")
     table.set_fontsize(9)
     notes = "\n".join(textwrap.fill(f"• {note}", 68, subsequent_indent="  ") for note in report.get("notes", []))
-    axes.text(0, 0.95 - height, notes, va="top", fontsize=8, transform=axes.transAxes, wrap=True)
+    axes.text(0, 0.95 - height, notes, va="top", fontsize=8, transform=axes.transAxes)
 
 
 def _number(value: Any) -> str:
@@ -122,13 +125,27 @@ def _draw_classes(axes: Axes, classes: dict[str, dict[str, int]]) -> None:
     axes.legend(fontsize=8)
 
 
+def _draw_columns(axes: Axes, columns: list[dict[str, Any]]) -> None:
+    """Name, kind and values; as many as there is room for."""
+    axes.axis("off")
+    more = f", the first {MOST_ROWS} of {len(columns)}" if len(columns) > MOST_ROWS else ""
+    axes.set_title(f"columns{more}", fontsize=10)
+    for row, column in enumerate(columns[:MOST_ROWS]):
+        y = 0.97 - row / MOST_ROWS
+        cells = (column["column"], column["kind"], column.get("values", ""))
+        for x, longest, text in zip((0, 0.36, 0.56), (20, 11, 30), cells, strict=True):
+            colour = "0.4" if x == 0.36 else "black"
+            axes.text(x, y, figures.shorten(str(text), longest), fontsize=8, color=colour, va="top")
+
+
 def _draw_histogram(axes: Axes, what: str, histogram: dict[str, Any]) -> None:
     edges = histogram["edges"]
     for i, (part, counts) in enumerate(histogram["counts"].items()):
         total = max(1, sum(counts))
         axes.stairs([count / total for count in counts], edges, color=figures.COLOURS[i], label=part, linewidth=1.5)
-    axes.set(ylabel="share of the part")
-    axes.set_title(what, fontsize=10)
+    axes.set(xlabel=what, ylabel="share of the part")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axes.set_title(f"{what}, by part", fontsize=10)
     axes.legend(fontsize=8)
 
 

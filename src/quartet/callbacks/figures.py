@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray as Array
 
+from quartet.lettering import lettered, new_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -32,7 +34,8 @@ def render(figure: Figure) -> Array:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with lettered(figure):
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
@@ -220,9 +223,7 @@ def regression_figure(prediction: Array, target: Array, title: str) -> Figure:
 
 def blank_figure(width: float, height: float, layout: Any = None) -> Figure:
     """An empty figure; without `layout` the margins suit two panels (finding them costs as much as drawing)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100, layout=layout)
+    figure = new_figure(figsize=(width, height), dpi=100, layout=layout)
     if layout is None:
         figure.subplots_adjust(left=0.07, right=0.98, bottom=0.12, top=0.87, wspace=0.2)
     return figure

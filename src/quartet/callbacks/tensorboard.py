@@ -27,6 +27,11 @@ class RunTensorBoard(TensorBoardLogger):
         writer.add_event(Event(file_version="brain.Event:2"), step)
         writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Without Lightning's `epoch`, a straight line that would stand before what is learnt."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+
     def save(self) -> None:
         if self._experiment is not None:
             self._experiment.flush()

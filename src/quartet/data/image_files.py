@@ -25,7 +25,7 @@ from quartet.data.image_folders import (
     undecodable,
 )
 from quartet.data.image_stores import Files, Form, Store, StoredPictures, WorkerLoader, in_files, in_map, in_memory
-from quartet.data.images import MODES, Examples, PictureData, class_counts
+from quartet.data.images import MODES, Examples, PictureData, Span, class_counts
 from quartet.data.memory import MemoryLoader, Order
 from quartet.say import say
 
@@ -45,8 +45,8 @@ class FolderData(PictureData):
     - `on_overlap`: "error" names pictures that are in two parts or in two classes; "drop" leaves out the copy in train
       (of val and test: in val), and all copies where the classes differ
 
-    A picture that is in train (or in a tree that is to be split) more than once counts once. The size and the channels
-    are found in the training part alone.
+    A picture that is in train (or in a tree that is to be split) more than once counts once. The size, the
+    channels, and black and white of pictures of 16 or 32 bits are found in the training part alone.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class FolderData(PictureData):
             copies.refuse(self.path)
         parts = self._split([file for file in looks if file not in copies.left_out])
         channels, size = self._sizes([looks[file] for file in parts["train"]])
+        self.span = self._span([looks[file] for file in parts["train"]])
         examples, failed = self._decode(parts, looks, channels, size)
         self._refuse(failed)
         check_trained(examples["train"], self.path)
@@ -135,12 +136,30 @@ class FolderData(PictureData):
         say(f"pictures are brought to {USUAL_SIZE}×{USUAL_SIZE}; data.image_size=<pixels> says otherwise")
         return channels, USUAL_SIZE
 
+    def _span(self, train: list[Look]) -> Span | None:
+        """Black and white of the training pictures that have 16 or 32 bits: the least and the largest of their values."""
+        if self._preprocessing is not None:
+            return self.span
+        spans = [look.span for look in train if look.span is not None]
+        if not spans:
+            return None
+        low, high = min(low for low, _ in spans), max(high for _, high in spans)
+        if low == high:
+            raise ValueError(
+                f"data.path={self.path}: every value of the training pictures is {low:g}; there is nothing to learn in them"
+            )
+        say(f"values {low:g} … {high:g} of the training pictures are black … white")
+        return low, high
+
+    def fit(self, train: Examples) -> dict[str, Any]:
+        return {**super().fit(train), "span": self.span}
+
     def _decode(
         self, parts: dict[str, list[PictureFile]], looks: dict[PictureFile, Look], channels: int, size: int
     ) -> tuple[dict[str, Examples], Problems]:
         """The pictures of each part without those that cannot be decoded; sets `ids`."""
         everything = sorted(file for files in parts.values() for file in files)  # in one order, however they are split
-        form = Form(tuple(sorted({file.label for file in everything})), channels, size)
+        form = Form(tuple(sorted({file.label for file in everything})), channels, size, self.span)
         store = self._store(form, everything, looks)
         examples, failed = {}, {}
         for part, files in parts.items():

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,14 +19,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quartet.data.base import user_path
+from quartet.data.base import is_left_behind, user_path
 from quartet.data.cache import FULL
-from quartet.data.images import Examples, class_counts, to_uint8
-from quartet.data.splits import PART_NAMES, SPLITS
+from quartet.data.images import Examples, Span, class_counts, is_deep, opened, to_uint8
+from quartet.data.splits import SPLITS, part_named
 from quartet.say import say
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-HIDDEN = (".", "__MACOSX")  # beginnings of names that file managers and archives leave behind
 SHOWN = 5  # names in a message
 RHYTHM = 5.0  # seconds between lines of progress
 CHUNK = 64  # pictures that a thread takes at a time
@@ -41,11 +41,15 @@ class PictureFile(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What is known of a picture before it is decoded: hash of the file, (width, height), whether it is grey."""
+    """What is known of a picture before it is decoded: hash of the file, (width, height), whether it is grey.
+
+    `span`: its least and largest value where it has 16 or 32 bits.
+    """
 
     digest: bytes
     size: tuple[int, int]
     grey: bool
+    span: Span | None = None
 
 
 Problems = dict[PictureFile, str]  # why a file cannot be used
@@ -74,8 +78,9 @@ def list_files(path: str) -> tuple[list[PictureFile], int]:
 def _official(root: str, path: str) -> dict[str, str | None]:
     """The folders that hold class folders, with the part that each is named for."""
     names, _ = _content(root)
-    parts: dict[str, str | None] = {name: PART_NAMES[name.lower()] for name in names if name.lower() in PART_NAMES}
+    parts: dict[str, str | None] = {name: part for name in names if (part := part_named(name))}
     if not parts:
+        _refuse_one_folder(root, names, path)
         return {"": None}
     others = [name for name in names if name not in parts]
     if others or "train" not in parts.values() or len({*parts.values()}) < len(parts):
@@ -86,6 +91,17 @@ def _official(root: str, path: str) -> dict[str, str | None]:
     return parts
 
 
+def _refuse_one_folder(root: str, names: list[str], path: str) -> None:
+    """ValueError where the classes are a folder deeper, as in an archive that was unpacked."""
+    if len(names) == 1:
+        inner, loose = _content(os.path.join(root, names[0]))
+        if len(inner) > 1 and not any(name.lower().endswith(SUFFIXES) for name in loose):
+            raise ValueError(
+                f"data.path={path} has one folder, {names[0]}, which holds {named(inner)}; "
+                f"did you mean data.path={os.path.join(path, names[0])}?"
+            )
+
+
 def _class_folders(root: str, folder: str, part: str | None, path: str) -> tuple[list[PictureFile], int]:
     """The pictures in the class folders of a folder, and how many files there are below it in all."""
     where = os.path.join(path, folder) if folder else path
@@ -94,30 +110,38 @@ def _class_folders(root: str, folder: str, part: str | None, path: str) -> tuple
         raise ValueError(f"{where} has no class folders; put the pictures of each class into a folder of their own")
     files, n_all = [], len(loose)
     for label in labels:
-        names = list(_below(root, os.path.join(folder, label)))
+        names = sorted(_below(root, os.path.join(folder, label)))
         pictures = [name for name in names if name.lower().endswith(SUFFIXES)]
         if not pictures:
             raise ValueError(
                 f"{os.path.join(where, label)} holds no pictures ({' '.join(SUFFIXES)}); add some or delete the folder"
             )
-        files += [PictureFile(name, os.path.join(root, name), label, part) for name in pictures]
+        files += [PictureFile(as_text(name), os.path.join(root, name), as_text(label), part) for name in pictures]
         n_all += len(names)
     return files, n_all
+
+
+def as_text(name: str) -> str:
+    """A file's name that is not UTF-8 with its bytes spelt out, as caf\\xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _content(folder: str) -> tuple[list[str], list[str]]:
     """The names of the folders and of the files in a folder, sorted."""
     with os.scandir(folder) as entries:
-        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(HIDDEN))
+        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not is_left_behind(entry.name))
     return [name for name, is_folder in visible if is_folder], [name for name, is_folder in visible if not is_folder]
 
 
-def _below(root: str, folder: str) -> Iterator[str]:
-    """The files anywhere below a folder, relative to `root`, with / on every system."""
-    folders, files = _content(os.path.join(root, folder))
+def _below(root: str, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The files anywhere below a folder, relative to `root`, with / on every system; a link back to `above` ends there."""
+    here = os.path.realpath(os.path.join(root, folder))
+    if here in above:
+        return
+    folders, files = _content(here)
     yield from (f"{folder}/{name}".replace(os.sep, "/") for name in files)
     for name in folders:
-        yield from _below(root, os.path.join(folder, name))
+        yield from _below(root, os.path.join(folder, name), (*above, here))
 
 
 # looking at files
@@ -135,16 +159,23 @@ def look_at(files: list[PictureFile]) -> tuple[dict[PictureFile, Look], Problems
 
 def look(path: str) -> Look:
     """Raises an exception for what is no picture, and ValueError for a single pixel: blown up, it teaches nothing."""
-    from PIL import Image
-
     with open(path, "rb") as file:
         content = file.read()
     if not content:
         raise ValueError("0 bytes")
-    with Image.open(io.BytesIO(content)) as picture:
+    with opened(io.BytesIO(content)) as picture:
         if picture.size == (1, 1):
             raise ValueError("1×1 pixel")
-        return Look(hashlib.sha256(content).digest(), picture.size, _is_grey(picture))
+        digest, span = hashlib.sha256(content).digest(), _span(picture) if is_deep(picture) else None
+        return Look(digest, picture.size, _is_grey(picture), span)
+
+
+def _span(picture: Any) -> Span:
+    values = np.asarray(picture)
+    found = values[np.isfinite(values)]
+    if not found.size:
+        raise ValueError("none of its values is finite")
+    return float(found.min()), float(found.max())
 
 
 def _is_grey(picture: Any) -> bool:
@@ -156,7 +187,7 @@ def _is_grey(picture: Any) -> bool:
 
 
 def undecodable(files: list[PictureFile]) -> Problems:
-    return in_threads(lambda file: to_uint8(file.path, 1, 8), files, "checked")  # a small picture costs least
+    return in_threads(lambda file: to_uint8(file.path, 1, 8, (0, 1)), files, "checked")  # a small picture costs least
 
 
 def in_threads(work: Callable[[PictureFile], Any], files: Sequence[PictureFile], done: str) -> Problems:
@@ -190,8 +221,10 @@ def in_threads(work: Callable[[PictureFile], Any], files: Sequence[PictureFile],
 
 
 def _reason(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"
     if isinstance(error, UnidentifiedImageError):
         return "not a picture"
     text = error.strerror if isinstance(error, OSError) else None
@@ -267,7 +300,11 @@ def _sort_copies(files: list[PictureFile], copies: Copies) -> None:
 def check_classes(files: list[PictureFile], path: str) -> None:
     """Raises ValueError for fewer than two classes, a class with one picture to train on or with none."""
     train = Counter(file.label for file in files if file.part in (None, "train"))
-    unknown = sorted({f"{file.part}/{file.label}" for file in files if file.label not in train})
+    near = {_letters(label): label for label in train}
+    unknown = sorted(
+        f"{part}/{label}" + (f" (but of {near[_letters(label)]}, written otherwise)" if _letters(label) in near else "")
+        for part, label in {(file.part, file.label) for file in files if file.label not in train}
+    )
     single = [label for label, n in train.items() if n == 1]
     if not files:
         raise ValueError(f"data.path={path} has no picture that can be read and is in one part and class; bring some")
@@ -282,6 +319,11 @@ def check_classes(files: list[PictureFile], path: str) -> None:
         raise ValueError(
             f"data.path={path} has one picture only of {named(single)} to train on; add pictures, or delete the folder"
         )
+
+
+def _letters(name: str) -> str:
+    """What a person takes for the same name: é in one sign or two, capitals, blanks at the ends."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def check_trained(train: Examples, path: str) -> None:

@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader
 
 from quartet.data.cache import Cache, Mapped
 from quartet.data.image_folders import Look, PictureFile, Problems, in_threads
-from quartet.data.images import Examples, Pictures, moments, to_uint8
+from quartet.data.images import Examples, Pictures, Span, moments, to_uint8
 from quartet.data.memory import Batch, MemoryLoader
 from quartet.say import say
 
-PICTURES = Cache("pictures", version=1, room="as much as the decoded pictures take; data.disk_gb=0 does without")
+PICTURES = Cache("pictures", version=2, room="as much as the decoded pictures take; data.disk_gb=0 does without")
 FORGET_AFTER = 2**30  # bytes read from a map before its pages are given back; to touch them again costs time
 
 Store = Callable[[list[PictureFile]], tuple[Examples, Problems]]  # the pictures, without those that cannot be decoded
@@ -35,18 +35,19 @@ Store = Callable[[list[PictureFile]], tuple[Examples, Problems]]  # the pictures
 
 @dataclass(frozen=True)
 class Form:
-    """What every picture becomes: (C, S, S), with a label among `classes`."""
+    """What every picture becomes: (C, S, S), with a label among `classes`; `span` as of `to_uint8`."""
 
     classes: tuple[str, ...]
     channels: int
     size: int
+    span: Span | None = None
 
     @property
     def n_bytes(self) -> int:
         return self.channels * self.size**2
 
     def read(self, path: str) -> np.ndarray:
-        return to_uint8(path, self.channels, self.size)
+        return to_uint8(path, self.channels, self.size, self.span)
 
     def empty(self, n: int) -> np.ndarray:
         return np.empty((n, self.channels, self.size, self.size), dtype=np.uint8)
@@ -116,7 +117,7 @@ def in_map(
         file.write(json.dumps([[place[bad], why] for bad, why in problems.items()]).encode())
 
     contents = hashlib.sha256(b"".join(looks[file].digest for file in files)).hexdigest()
-    name = PICTURES.key("uint8", contents, form.channels, form.size, PIL.__version__)
+    name = PICTURES.key("uint8", contents, form.channels, form.size, form.span, PIL.__version__)
     cached = PICTURES.made(name, write, n_bytes)
     with open(cached, "rb") as file:
         file.seek(n_bytes)

@@ -27,8 +27,12 @@ from quartet.data.base import DataModule
 from quartet.data.memory import Dataset, Samples
 from quartet.data.report import class_table
 from quartet.data.spec import Spec
+from quartet.say import say
 
 MODES = {1: "L", 3: "RGB"}  # channels -> PIL mode
+LONGEST_PNG_TEXT = 2**26  # bytes; PIL's own limit, a sixty-fourth of it, refuses pictures of drawing programs
+FLAT = 0.02  # of white: pictures that deviate less from one colour are hardly meant so
+Span = tuple[float, float]
 
 
 class Examples(Protocol):
@@ -117,6 +121,7 @@ class PictureData(DataModule):
     def __init__(self, *, augment: Augment, **common: Any):
         super().__init__(**common)
         self.augment = augment
+        self.span: Span | None = None
         self._class_counts: dict[str, Sequence[int]] = {}
         self._notes: list[str] = []  # what reading left out, for the report
 
@@ -131,6 +136,15 @@ class PictureData(DataModule):
     def fit(self, train: Examples) -> dict[str, Any]:
         channels, size = train.sizes
         mean, std = channel_statistics(train.moments(), len(train.labels) * size**2)
+        if not any(std):
+            raise ValueError(
+                "the training pictures are all of one and the same colour; there is nothing to learn in them"
+            )
+        if max(std) < FLAT:
+            say(
+                f"the training pictures are nearly of one colour: deviation {max(std):.4f} of white; are they meant so?"
+            )
+        std = [value or 1.0 for value in std]
         spec = Spec(
             sizes={"in_channels": channels, "image_size": size, "n_classes": len(train.classes)},
             classes=train.classes,
@@ -146,6 +160,10 @@ class PictureData(DataModule):
             )
         self.mean = torch.tensor(preprocessing["mean"])[:, None, None]  # (C, 1, 1)
         self.std = torch.tensor(preprocessing["std"])[:, None, None]
+        span = preprocessing.get("span")
+        self.span = span and (float(span[0]), float(span[1]))
+        if self.span and not self.span[0] < self.span[1]:
+            raise ValueError("black is not below white")
         shape = (self.spec.sizes["in_channels"], 1, 1)
         if self.mean.shape != shape or self.std.shape != shape or not bool((self.std > 0).all()):
             raise ValueError("mean and std are not a number for each channel")
@@ -161,7 +179,7 @@ class PictureData(DataModule):
         channels, size = self.spec.sizes["in_channels"], self.spec.sizes["image_size"]
         images = np.zeros((len(examples), channels, size, size), dtype=np.uint8)
         for i, picture in enumerate(examples):
-            images[i] = to_uint8(picture, channels, size)
+            images[i] = to_uint8(picture, channels, size, self.span)
         return {"image": self.normalise(torch.from_numpy(images))}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
@@ -222,36 +240,75 @@ def moments(images: np.ndarray) -> np.ndarray:
 
 
 def channel_statistics(moments: np.ndarray, n: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel of n pixels, in units of 255; a constant one gets 1.
+    """Mean and standard deviation of each channel of n pixels, in units of 255.
 
     The moments (C, 2) are integers, so the result is exact and the same on every machine.
     """
     means, stds = [], []
     for total, squares in moments.tolist():
         means.append(total / n / 255)
-        stds.append(math.sqrt(n * squares - total**2) / n / 255 or 1.0)
+        stds.append(math.sqrt(n * squares - total**2) / n / 255)
     return means, stds
 
 
-def to_uint8(picture: Any, channels: int, size: int) -> np.ndarray:
+def to_uint8(picture: Any, channels: int, size: int, span: Span | None = None) -> np.ndarray:
     """A picture to (C, S, S) uint8: upright, grey or RGB, what is transparent on white, a centred square.
 
     It is a PIL picture, a uint8 array (H, W) or (H, W, 1|3|4), or the path of a picture file; of an animation the first
-    frame counts. Raises ValueError for arrays of another type or shape, OSError for files that cannot be read.
+    frame counts. `span`: the values that are black and white in pictures of 16 or 32 bits. Raises ValueError for arrays of
+    another type or shape, and for values that have no black and white, OSError for files that cannot be read.
     """
     from PIL import Image, ImageOps
 
     if isinstance(picture, str | os.PathLike):
-        with Image.open(picture) as opened:
-            opened.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at half, a quarter, … of its size
-            return to_uint8(opened, channels, size)
-    upright = ImageOps.exif_transpose(picture if isinstance(picture, Image.Image) else _from_array(picture))
-    if upright.mode.startswith("I"):  # 16 bits; PIL would cut their values off at 255
-        upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
+        with opened(picture) as file:
+            file.draft(None, (2 * size, 2 * size))  # a large JPEG is decoded at half, a quarter, … of its size
+            return to_uint8(file, channels, size, span)
+    upright = _upright(picture if isinstance(picture, Image.Image) else _from_array(picture))
+    if is_deep(upright):
+        upright = Image.fromarray(_eight_bits(np.asarray(upright), span))
     if upright.has_transparency_data:
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
     square = ImageOps.fit(upright.convert(MODES[channels]), (size, size), method=Image.Resampling.BILINEAR)
     return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def opened(file: Any) -> Any:
+    """The PIL picture in a file or path; a long text beside the pixels of a PNG is no fault of the picture."""
+    from PIL import Image, PngImagePlugin
+
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = LONGEST_PNG_TEXT
+    return Image.open(file)
+
+
+def _upright(picture: Any) -> Any:
+    """Turned as its EXIF says; an EXIF that cannot be read says nothing."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:
+        picture.load()  # raises what is wrong with the pixels
+        return picture
+
+
+def is_deep(picture: Any) -> bool:
+    """Whether a PIL picture has grey values of 16 or 32 bits, or floating point."""
+    return picture.mode[0] in "IF"
+
+
+def _eight_bits(values: np.ndarray, span: Span | None) -> np.ndarray:
+    """Black and white of 16 bits are agreed; others come from the pictures that were trained on."""
+    if span is not None:
+        low, high = span
+        inside = np.nan_to_num(values.astype(np.float64), nan=low).clip(low, high)
+        return np.rint(255 * (inside - low) / (high - low)).astype(np.uint8)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"its values, {values.min():g} … {values.max():g}, have no agreed black and white; the model was trained on "
+            "pictures of 8 or 16 bits, convert it to these"
+        )
+    return (values >> 8).astype(np.uint8)
 
 
 def _from_array(picture: Any):

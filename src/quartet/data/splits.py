@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,14 @@ PART_NAMES = {  # what people call the parts, in files, folders and columns
     **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+BESIDE = {"image", "images", "img", "imgs", "picture", "pictures", "photos", "data", "dataset", "set", "seg"}
 Parts = dict[str, list[int]]  # the places of the samples of each part, ascending
+
+
+def part_named(folder: str) -> str | None:
+    """The part that a folder's name means: train, "test images", training_set; None where it means none."""
+    words = [word for word in re.split(r"[\s_-]+", folder.lower()) if word not in BESIDE]
+    return PART_NAMES.get(words[0]) if len(words) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from quartet.data.memory import Samples
+from quartet.data.report import said_values
 from quartet.data.splits import PART_NAMES, SPLITS
 from quartet.data.table_columns import (
     KINDS,
@@ -433,12 +434,18 @@ class TableFile(Tabular):
                     "kind": column.kind,
                     "missing": _known(cells[column.name], column).null_count / len(cells),
                     "distinct": len(pc.unique(cells[column.name].drop_null())),
+                    "values": self._said(column, cells[column.name]),
                 }
                 for column in columns
             ],
             "notes": [f"the target {self.target} is {self._target_words()}", *ignored, *self._notes()],
             "examples": self._parts["train"].cells.select(self._told).slice(0, N_EXAMPLES).to_pylist(),
         }
+
+    def _said(self, column: Column, text: Any) -> str:
+        if column.kind == "numeric":
+            return said_values(read_numbers(without(text), self.schema["decimal"])[0].tolist())
+        return said_values(text.drop_null().to_pylist())
 
     def _target_words(self) -> str:
         n_classes = len(self.spec.classes)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from quartet.data.base import DataModule
 from quartet.data.memory import Samples
-from quartet.data.report import class_table, histogram
+from quartet.data.report import class_table, histogram, said_values
 from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS
 
@@ -226,6 +226,7 @@ class TableData(Tabular):
                     "kind": kind,
                     "missing": sum(x is None or x != x for x in values.tolist()) / len(values),
                     "distinct": len({x for x in values.tolist() if x is not None and x == x}),
+                    "values": said_values(values.tolist()),
                 }
                 for kind, columns in kinds.items()
                 for name, values in columns.items()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from quartet.data import encodings
-from quartet.data.base import user_path
+from quartet.data.base import is_left_behind, user_path
 from quartet.data.cache import Cache
 from quartet.data.sources import PIECE, AnyDocument, Document, border, cut
 from quartet.say import say
@@ -215,8 +215,8 @@ def _below(folder: str, shown: str) -> list[str]:
 
     names, seen = [], {os.path.realpath(folder)}
     for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        names += [Path(here, name).relative_to(folder).as_posix() for name in files if not name.startswith(".")]
-        visible = sorted(name for name in folders if not name.startswith("."))
+        names += [Path(here, name).relative_to(folder).as_posix() for name in files if not is_left_behind(name)]
+        visible = sorted(name for name in folders if not is_left_behind(name))
         real = {name: os.path.realpath(os.path.join(here, name)) for name in visible}
         folders[:] = [name for name in visible if real[name] not in seen and not seen.add(real[name])]
     return sorted(names)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quartet.lettering import lettered, new_figure
 from quartet.report.runs import Record
 from quartet.report.settings import Setting, is_number, short, text
 from quartet.run import written
@@ -32,9 +33,7 @@ Points = Sequence[Mapping[str, Any]]
 
 def figure(height: float) -> Figure:
     """As wide as the page, so that its text is as large as the page's."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(8, height), dpi=150, layout="constrained")
+    return new_figure(figsize=(8, height), dpi=150, layout="constrained")
 
 
 def save(drawn: Figure, path: Path) -> Path:
@@ -42,7 +41,7 @@ def save(drawn: Figure, path: Path) -> Path:
     if path.parent.is_symlink():
         raise ValueError(f"{path.parent} is a link; put a folder in its place")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as file:
+    with written(path) as file, lettered(drawn):
         drawn.savefig(file, format=path.suffix[1:])
     return path
 
