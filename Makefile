@@ -51,8 +51,8 @@ lint: $(READY) ## ruff and pyright
 lock: ## requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra dev pyproject.toml -o requirements.lock
 
-tensorboard: $(READY) ## curves, figures and hyperparameters of every run, at http://localhost:6006
-	$(BIN)/tensorboard --logdir outputs $(ARGS)
+tensorboard: $(READY) ## curves, figures and hyperparameters at http://localhost:6006; RUNS=outputs/sweeps/… of some runs only
+	$(BIN)/tensorboard --logdir '$(or $(RUNS),$(QUARTET_OUTPUTS),outputs)' $(ARGS)
 
 clean: ## remove caches and the virtual environment; runs in outputs/ stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

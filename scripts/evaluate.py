@@ -9,7 +9,7 @@ from quartet.cli import command
 def main(config: DictConfig) -> None:
     from quartet.evaluate import report
 
-    report(config.run, config.split)
+    report(config.run, config.split, config.data.path)
 
 
 if __name__ == "__main__":

@@ -32,20 +32,22 @@ ALLOWED = {
     "sweeps": {
         "hydra", "omegaconf", "cloudpickle", "rich", "optuna", "submitit", "ray",
         "quartet.build", "quartet.check", "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.report",
-        "quartet.run", "quartet.say", "quartet.train", "quartet.trust", "quartet.worker", "quartet.workers",
+        "quartet.run", "quartet.say", "quartet.train", "quartet.trust", "quartet.typed", "quartet.worker", "quartet.workers",
     },
     "report": {
         "numpy", "scipy", "optuna", "matplotlib", "omegaconf",
         "quartet.lettering", "quartet.run", "quartet.build", "quartet.train", "quartet.evaluate", "quartet.say",
+        "quartet.typed",
     },
     "lettering.py": {"matplotlib"},
     "say.py": set(),
-    "trust.py": set(),
-    "run.py": {"omegaconf", "yaml", "quartet.interruption", "quartet.say", "quartet.trust"},
+    "typed.py": set(),
+    "trust.py": {"quartet.typed"},
+    "run.py": {"omegaconf", "yaml", "quartet.interruption", "quartet.say", "quartet.trust", "quartet.typed"},
     "distributed.py": {"torch"},
     "interruption.py": set(),
     "check.py": {"omegaconf", "quartet.cli", "quartet.data.splits"},
-    "cli.py": {"hydra", "omegaconf", "quartet.run", "quartet.interruption", "quartet.say", "quartet.trust"},
+    "cli.py": {"hydra", "omegaconf", "quartet.run", "quartet.interruption", "quartet.say", "quartet.trust", "quartet.typed"},
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from quartet.build import check
+from quartet.cli import CONF
 
 
 def fails(process, *expected: str) -> str:
@@ -142,9 +143,140 @@ def test_a_missing_file(script, outputs):
 
 def test_a_run_that_does_not_exist(script):
     fails(script("evaluate", "run=nowhere"), "run=nowhere is not a run directory")
-    fails(script("generate", "run=latest"), "no trained run")
+    fails(script("generate", "run=latest"), "no trained language model")
 
 
 def test_the_traceback_is_there_on_request(script):
     process = script("train", "model=mlp", "optimizer.lr=-1", environment={"HYDRA_FULL_ERROR": "1"})
     assert process.returncode != 0 and "Traceback" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lr=0.1"], "lr: no such key, did you mean optimizer.lr?"),
+        (["epochs=3"], "epochs: no such key, did you mean trainer.max_epochs?"),
+        (["--epochs=3"], "--epochs=3: settings have no dashes, did you mean trainer.max_epochs=3?"),
+        (["-lr=3"], "-lr=3: settings have no dashes, did you mean optimizer.lr=3?"),
+        (["model=mlp", "data.path=x"], "data.path: no such key with this data; cifar10, csv, "),
+        (
+            ["model=mlp", "model.init_from=latest"],
+            "model.init_from: no such key with this model; image, image_small, rnn, ",
+        ),
+        (["debug=true"], "debug: no such key, did you mean trainer=debug?"),
+        (["model=resnet18"], "unknown model; a network of torchvision's: model=image model.name=resnet18; choose from"),
+        (["run=latest"], "run= is for scripts/evaluate.py and scripts/generate.py; to go on with a run: resume="),
+        (["callbacks=[early_stopping,emma]"], "callbacks=emma: unknown callbacks, did you mean ema?; choose from"),
+        (["model=[mlp,"], "brackets and quotes come in pairs"),
+    ],
+)
+def test_mistakes_of_a_first_hour(script, words, said):
+    message = fails(script("train", *words), said)
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("names", ["early_stopping,ema", "ema,early_stopping", "default,ema,early_stopping"])
+def test_a_list_of_callbacks_brings_all_of_them(compose, names):
+    callbacks = compose("model=mlp", f"callbacks=[{names}]").callbacks
+    assert callbacks.ema.decay == 0.99 and callbacks.early_stopping.patience == 5 and callbacks.checkpoint is not None
+    assert callbacks.figures is not None and compose("model=mlp").callbacks.get("ema") is None
+
+
+def test_every_pair_of_options_of_a_group_keeps_both(compose):
+    """Whatever is added to conf/callbacks: an option that sets another one's part to null would drop it silently."""
+    names = [path.stem for path in (CONF / "callbacks").glob("*.yaml") if path.stem not in ("none", "default")]
+    alone = {
+        name: {k for k, v in compose("model=mlp", f"callbacks={name}").callbacks.items() if v is not None}
+        for name in names
+    }
+    for one in names:
+        for other in names:
+            both = {k for k, v in compose("model=mlp", f"callbacks=[{one},{other}]").callbacks.items() if v is not None}
+            assert both == alone[one] | alone[other]
+
+
+FAST = "model=mlp trainer.max_epochs=1 callbacks.data_report=null callbacks.figures=null logger=none"
+
+
+@pytest.mark.parametrize("name", ["2024", "true", "1e3", "007"])
+def test_names_that_are_numbers(script, outputs, name, tmp_path):
+    assert script("train", *FAST.split(), f"run.name={name}").returncode == 0
+    (run,) = (outputs / name).iterdir()
+    done = script("train", *FAST.split(), f"run.dir={name}")
+    assert done.returncode == 0 and (tmp_path / name / "result.json").is_file(), done.stderr
+    assert script("evaluate", f"run={name}", "split=val").returncode == 0
+    fails(script("train", f"resume={name}"), f"{name} is completed")
+    assert run.is_dir()
+
+
+def test_a_run_for_debugging_lies_apart_and_is_not_the_latest(script, outputs):
+    assert script("train", "model=mlp", "trainer=debug", "logger=none").returncode == 0
+    assert [path.name for path in outputs.iterdir()] == ["debug"]
+    fails(script("evaluate"), "no trained run below")
+
+
+def test_data_that_have_moved(script, outputs, tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("a,b,y\n" + "".join(f"{i},{i * i % 7},{'xz'[i % 2]}\n" for i in range(60)))
+    settings = [*FAST.split(), "data=csv", f"data.path={table}", "data.target=y", "data.batch_size=8"]
+    first = script("train", *settings, "run.dir=run")
+    assert first.returncode == 0, first.stderr
+    before = script("evaluate", "run=run").stdout
+    (tmp_path / "new").mkdir()
+    moved = tmp_path / "new" / "b, c.csv"
+    table.rename(moved)
+    fails(
+        script("evaluate", "run=run"),
+        "there is no such file; if the data have moved, say where they are: data.path=<path>",
+    )
+    assert script("evaluate", "run=run", f"data.path={moved}").stdout == before
+    assert script("evaluate", "run=run", "data.path=new/b, c.csv").stdout == before
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    other = tmp_path / "other.csv"
+    other.write_text(moved.read_text().replace("3,", "4,"))
+    fails(script("evaluate", "run=run", f"data.path={other}"), "the data have changed")
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
+
+
+def test_a_run_whose_data_have_moved_goes_on(script, outputs, tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("a,b,y\n" + "".join(f"{i},{i * i % 7},{'xz'[i % 2]}\n" for i in range(60)))
+    settings = [*FAST.split(), "data=csv", f"data.path={table}", "data.target=y", "data.batch_size=8"]
+    assert script("train", *settings, "run.dir=run").returncode == 0
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been killed at its end
+    table.rename(tmp_path / "b.csv")
+    fails(script("train", "resume=run"), "if the data have moved")
+    (tmp_path / "wrong.csv").write_text("a,b,y\n" + "1,2,x\n2,1,z\n" * 20)
+    fails(script("train", "resume=run", "data.path=wrong.csv"), "the data have changed")
+    assert str(table) in (tmp_path / "run" / "config.yaml").read_text()
+    done = script("train", "resume=run", "data.path=b.csv")
+    assert done.returncode == 0, done.stderr
+    assert script("evaluate", "run=run").returncode == 0, "the run knows where they are"
+
+
+def test_data_that_are_in_no_file_of_the_user_s_cannot_move(script, tmp_path):
+    assert script("train", *FAST.split(), "run.dir=run").returncode == 0
+    fails(script("evaluate", "run=run", "data.path=x"), "reads no files of yours; leave it out")
+
+
+def test_a_sweep_below_the_home_directory(script, tmp_path):
+    home = {"HOME": str(tmp_path / "home")}
+    words = [*FAST.split(), "optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=~/sweep one", "sweep.report=false"]
+    done = script("train", "-m", *words, environment=home)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "home" / "sweep one").glob("[0-9]")) == ["0", "1"]
+    assert not (tmp_path / "~").exists() and not list(tmp_path.glob("~*"))
+
+
+def test_the_table_of_classes_has_the_worst_first(capsys):
+    from quartet.evaluate import per_class
+
+    metrics = {"test/accuracy": 0.5}
+    for name, f1 in (("猫", 0.9), ("a very long name of a class", 0.1), ("of_of", 0.5)):
+        metrics |= {f"test_per_class/f1_of_{name}": f1, f"test_per_class/precision_of_{name}": 1.0}
+    lines = list(per_class(metrics))
+    assert [line.split("  ")[1].strip() for line in lines] == ["class", "a very long name of a class", "of_of", "猫"]
+    from rich.cells import cell_len
+
+    assert len({cell_len(line) for line in lines}) == 1, "aligned, also where letters are two wide"
+    assert list(per_class({"test/rmse": 1.0})) == []

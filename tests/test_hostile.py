@@ -422,7 +422,7 @@ def test_a_result_that_is_none(run, compose, content, outputs):
     assert "result.json is " in refusal(resume, good, compose)
     outputs.mkdir()
     shutil.copytree(good.directory, outputs / "damaged")
-    with pytest.raises(FileNotFoundError, match="there is none to go on with"):
+    with pytest.raises(FileNotFoundError, match="was interrupted or killed; name one"):
         Run.reopen("latest")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from quartet.run import Run, signature
+from quartet.run import outputs as outputs_of
 
 
 def config(**run):
@@ -82,3 +84,57 @@ def test_the_signature_ignores_seed_paths_and_fold_and_nothing_else():
     assert signature(one) == signature(other)
     other.data.batch_size = 8
     assert signature(one) != signature(other)
+
+
+def finished(name: str, status: str | None, checkpoint: bool = True) -> Run:
+    run = Run.create(config(name=name))
+    if checkpoint:
+        run.checkpoints.mkdir()
+        (run.checkpoints / "last.ckpt").touch()
+    if status is not None:
+        run.write("result.json", {"status": status})
+    time.sleep(0.01)
+    return run
+
+
+def test_latest_says_which_and_takes_no_run_that_was_given_up_is_debugged_or_trains(outputs, capsys):
+    good = finished("lab/wine/first/try", "completed")
+    finished("b", "completed", checkpoint=False)
+    finished("c", "pruned")
+    finished("debug/d", "completed")
+    busy = finished("e", None)
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(busy, pipe := multiprocessing.Event()))
+    process.start()
+    pipe.wait(10)
+    try:
+        assert Run.open("latest").directory == good.directory
+        assert capsys.readouterr().err == f"latest: {good}\n"
+        with pytest.raises(FileNotFoundError, match="was interrupted or killed; name one that failed or was pruned"):
+            Run.reopen("latest")
+    finally:
+        process.terminate()
+        process.join()
+    assert Run.open("latest").directory == busy.directory, "killed"
+    assert Run.reopen("latest").directory == busy.directory
+    stopped = finished("f/g", "interrupted")
+    finished("h", "failed")
+    assert Run.reopen("latest").directory == stopped.directory
+    assert Run.open("latest", kind=("letter f", lambda c: c.run.name == "f/g")).directory == stopped.directory
+    with pytest.raises(FileNotFoundError, match="no trained letter z below"):
+        Run.open("latest", kind=("letter z", lambda c: False))
+
+
+def _hold(run: Run, ready) -> None:
+    with run.exclusively():
+        ready.set()
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("place", ["~/runs", "runs"])
+def test_a_home_directory_is_expanded(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("QUARTET_OUTPUTS", place)
+    expected = tmp_path / "home" / "runs" if place.startswith("~") else tmp_path / place
+    assert outputs_of("outputs") == expected and Run.create(config()).directory.is_relative_to(expected)
+    assert not (tmp_path / "~").exists()

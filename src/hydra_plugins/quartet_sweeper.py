@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
@@ -16,6 +17,7 @@ class QuartetSweeper(Sweeper):
         from hydra.core.hydra_config import HydraConfig
         from hydra.core.plugins import Plugins
 
+        config.hydra.sweep.dir = str(Path(config.hydra.sweep.dir).expanduser().absolute())
         HydraConfig.instance().set_config(config)  # from here on it is a sweep, see cli.in_sweep
         self.loader, self.settings = hydra_context.config_loader, config
         self.launcher = Plugins.instance().instantiate_launcher(

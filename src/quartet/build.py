@@ -36,7 +36,7 @@ from quartet.check import (
     value_problems,
 )
 from quartet.cli import in_sweep
-from quartet.data.base import DataModule
+from quartet.data.base import DataModule, user_path
 from quartet.data.spec import Spec
 from quartet.failures import is_out_of_memory
 from quartet.hardware import is_fast
@@ -239,9 +239,16 @@ def _escapes(place: str, settings: Any) -> Iterator[str]:
             yield f"{name} could climb out of the run once it is filled in; use fields such as {{epoch}} or {{val/loss:.2f}}"
 
 
-def opened(run: Run) -> DictConfig:
-    """The config of a run, checked as one from the command line is: it may come from elsewhere, as the run may."""
+def opened(run: Run, data_path: str | None = None) -> DictConfig:
+    """The config of a run, checked as one from the command line is: it may come from elsewhere, as the run may.
+
+    `data_path`: where its data are now. ValueError where they are read from no path.
+    """
     config, where = run.config, run.directory / "config.yaml"
+    if data_path is not None:
+        if config.data.get("path") is None:
+            raise ValueError(f"data.path={data_path}: {run} reads no files of yours; leave it out")
+        config.data.path = user_path(data_path)
     try:
         settle_monitor(config)
         _check(config, trust.trusted() | run.trusted)
@@ -286,8 +293,12 @@ def restore_data(run: Run, config: DictConfig, *, read: bool = True) -> DataModu
     except ValueError as error:
         raise ValueError(str(error).replace(path.name, str(path), 1)) from error
     if read:  # mistakes in the data are ValueErrors with a message of their own
-        with _blaming(str(path), *STUMBLES):
-            data.setup()
+        try:
+            with _blaming(str(path), *STUMBLES):
+                data.setup()
+        except FileNotFoundError as error:
+            text = str(error).replace("; data.path is relative to where you are", "")
+            raise FileNotFoundError(f"{text}; if the data have moved, say where they are: data.path=<path>") from error
     return data
 
 

@@ -17,18 +17,38 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from quartet import trust
+from quartet import trust, typed
 from quartet.interruption import Interrupted
-from quartet.run import PROJECT, outputs, sweep_command
+from quartet.run import outputs, sweep_command
 from quartet.say import printable
 
-CONF = PROJECT / "conf"
+CONF = typed.PROJECT / "conf"
 FULL_ERROR = "HYDRA_FULL_ERROR"
+FLAGS = ("config-dir", "cd", "config-path", "cp", "config-name", "cn", "package", "p", "info", "cfg", "c", "sc", "run")
+FLAGS += ("shell-completion", "experimental-rerun", "hydra-help", "version")
+TEXTS = (
+    "run",
+    "run.name",
+    "run.dir",
+    "run.root",
+    "resume",
+    "sweep_directory",
+    "runs",
+    "output",
+    "prompt",
+    "split",
+    "data.path",
+)
+TORCHVISION = re.compile(
+    r"(alexnet|convnext|densenet|efficientnet|inception|maxvit|mnasnet|mobilenet|regnet|resn|shufflenet|"
+    r"squeezenet|swin|vgg|vit_|wide_resnet)"
+)
 OmegaConf.register_new_resolver("outputs", lambda: str(outputs("outputs")), replace=True)  # for conf/hydra
 
 
@@ -48,7 +68,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             def job(config: DictConfig) -> Any:
                 """A failure of a run is told here, that of a sweep's job by the sweep."""
                 try:
+                    _take_texts(config)
                     return work(config)
+                except BrokenPipeError:  # whoever read has seen enough
+                    raise
                 except Exception as error:
                     if full:
                         traceback.print_exc()
@@ -58,6 +81,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     print(_message(error, config_name), file=sys.stderr, flush=True)
 
             try:
+                sys.argv[1:] = [_readable(word, sweeps=config_name == "train") for word in sys.argv[1:]]
+                if any(word.startswith("resume=") for word in sys.argv[1:]):  # the default's data may have no such key
+                    sys.argv[1:] = [re.sub("^data.path=", "++data.path=", word) for word in sys.argv[1:]]
+                _refuse_foreign(config_name, sys.argv[1:])
                 trust.inherit(trust.packages_in_words(sys.argv[1:]))  # what the user types is the user's own
                 sys.argv[1:] = resumed_arguments(sys.argv[1:])
                 if {"-h", "--help"} & set(sys.argv[1:]):
@@ -67,6 +94,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 sys.exit(130)
             except Interrupted as interruption:
                 sys.exit(interruption.exit_code)
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(128 + 13)  # as SIGPIPE ends a program
             except Exception as error:  # of composing, not of the job
                 if full:
                     raise
@@ -88,7 +118,8 @@ def help_text(config_name: str, purpose: str, arguments: list[str]) -> str:
     options = [f"  {group:<12}{', '.join(_options(group))}" for group in groups]
     choices = ["choose (group=option)", *options, ""] if options else []
     flags = "-m: every combination of values with commas   --cfg job: the config alone   --resolve: references followed"
-    return "\n".join([purpose.strip(), "", *choices, "set (key=value)", OmegaConf.to_yaml(config), flags])
+    told = ["", *choices, flags] if options else [flags]
+    return "\n".join([purpose.strip(), "", "set (key=value)", OmegaConf.to_yaml(config), *told])
 
 
 def _compose(config_name: str, overrides: list[str]) -> DictConfig:
@@ -117,7 +148,7 @@ def resumed_arguments(words: list[str]) -> list[str]:
             f"{directory / 'sweep.json'} would use the package {', '.join(sorted(named))}, which a file alone cannot ask "
             f"for; if it is yours, set {trust.VARIABLE}={','.join(sorted(named))} or name it in conf/"
         )
-    place = "hydra.sweep.dir='{}'".format(str(directory).replace("'", "\\'"))
+    place = f"hydra.sweep.dir={typed.hydra(str(directory))}"
     flags = [word for word in words if word.startswith("-")]
     others = [word for word in words if not word.startswith(("-", "sweep.resume="))]
     return [*flags, *command, *others, place]
@@ -135,14 +166,62 @@ def _repeatable(word: str) -> bool:
     return not is_group(ours[1]) or not strange_options(ours[1], word[ours.end() :])
 
 
+def _readable(word: str, *, sweeps: bool) -> str:
+    """An argument with quotes around its value where Hydra cannot read it without: a path with letters beyond ASCII.
+
+    Where there are no `sweeps`, a text with commas or brackets is that text.
+    """
+    found = re.fullmatch(r"([\w./+~@]+)=([^'\"\[{].*)", word, re.DOTALL)
+    if found is None or (sweeps and re.search(r"[\[\]{}()'\"]", found[2])):
+        return word
+    try:
+        override = OverridesParser.create().parse_override(word)
+        plain = sweeps or not (override.is_sweep_override() or isinstance(override.value(), list | dict))
+        if plain and found[2] == found[2].strip():
+            return word
+    except HydraException:
+        pass
+    return f"{found[1]}={typed.hydra(found[2])}"
+
+
+def _refuse_foreign(config_name: str, words: list[str]) -> None:
+    """ValueError for what belongs to another command, or is written as other programs have it."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if config_name == "train" and key == "run":
+            raise ValueError(
+                f"{word}: run= is for scripts/evaluate.py and scripts/generate.py; to go on with a run: resume=…"
+            )
+        if re.fullmatch(r"--?[a-z][\w.]*", key) and value and key.lstrip("-") not in FLAGS:
+            name = key.lstrip("-")
+            raise ValueError(
+                f"{word}: settings have no dashes{_nearest(name, sorted(_known_keys(config_name, [])), value)}"
+            )
+
+
+def _take_texts(config: DictConfig) -> None:
+    """Names and paths stay what was typed where Hydra reads a number or truth value: run.name=2024."""
+    for key in TEXTS:
+        value = OmegaConf.select(config, key, default=None)
+        if isinstance(value, bool | int | float):
+            words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+            said = [word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{key}=")]
+            OmegaConf.update(config, key, said[-1] if said else str(value))
+
+
 def is_group(key: str) -> bool:
     return "/" in key or (CONF / key).is_dir()
 
 
 def strange_options(group: str, value: str) -> list[str]:
     """What a value such as a, [a,b], choice(a,b) or a,b names that is no option of the group."""
-    known = {*_options(group), *("null", "choice", "shuffle", "sort", "")}
-    return [word for word in re.split(r"[\s,()\[\]]+", value) if word not in known]
+    known = {*_options(group), "null"}
+    return [word for word in _options_in(value) if word not in known]
+
+
+def _options_in(value: str) -> list[str]:
+    words = re.split(r"[\s,()\[\]]+", value)
+    return [word for word in words if word not in ("", "choice", "shuffle", "sort")]
 
 
 def in_sweep() -> bool:
@@ -198,14 +277,14 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
         if not re.match(r"[-~]|[^=]+=", word):
             yield f"{word}: a setting is written key=value, such as optimizer.lr=0.01"
     pairs = [word.lstrip("+~").partition("=")[::2] for word in arguments if re.match("[^-=][^=]*=", word)]
-    choices = {key: value.split(",") for key, value in pairs if (CONF / key).is_dir() and "/" not in key}
+    choices = {key: _options_in(value) for key, value in pairs if (CONF / key).is_dir() and "/" not in key}
     sound = []
     for group, options in choices.items():
         known = _options(group)
         unknown = [option for option in options if option not in known]
         for option in unknown:
-            yield f"{group}={option}: unknown {group}{_nearest(option, known)}; choose from {', '.join(known)}"
-        if not unknown and options[0] != "null":
+            yield f"{group}={option}: unknown {group}{_near_option(group, option, known)}; choose from {', '.join(known)}"
+        if options and not unknown and options[0] != "null":
             sound.append(f"{group}={options[0]}")
     for key, value in pairs:
         if key == "hydra/launcher" and value not in (known := _launchers()):
@@ -214,7 +293,7 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
     keys = _known_keys(config_name, sound)
     for key, _ in pairs:
         if key not in choices and key not in keys and not key.startswith("hydra"):
-            yield f"{key}: no such key{_nearest(key, sorted(keys))}"
+            yield f"{key}: no such key{_elsewhere(key) or _nearest(key, sorted(keys))}"
     multiple = [f"{key}={value}" for key, value in pairs if "," in value and value[0] not in "[({'\""]
     if multiple and not {"-m", "--multirun"} & set(arguments):
         yield f"{multiple[0]}: several values need -m (a sweep), or brackets for a list: '{multiple[0].split('=')[0]}=[…]'"
@@ -230,9 +309,27 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def _nearest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean {near[0]}?" if near else ""
+def _nearest(word: str, known: list[str], value: str | None = None) -> str:
+    """The known key with the same last part, else the most similar one."""
+    same = sorted((key for key in known if key.rpartition(".")[2] == word and "." in key), key=len)
+    near = same or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f", did you mean {near[0]}{'' if value is None else f'={value}'}?" if near else ""
+
+
+def _near_option(group: str, option: str, known: list[str]) -> str:
+    if group == "model" and TORCHVISION.match(option):
+        return f"; a network of torchvision's: model=image model.name={option}"
+    return _nearest(option, known)
+
+
+def _elsewhere(key: str) -> str:
+    """The options of a key's group that have it, or the group that has an option of its name."""
+    group, _, rest = key.partition(".")
+    if rest and (CONF / group).is_dir():
+        there = [name for name in _options(group) if rest.partition(".")[0] in _content(group, name)]
+        return f" with this {group}; {', '.join(there)} have it" if there else ""
+    having = [path.parent.name for path in CONF.glob(f"*/{key}.yaml")] if re.fullmatch(r"\w+", key) else []
+    return f", did you mean {having[0]}={key}?" if having else ""
 
 
 def _known_keys(config_name: str, choices: list[str]) -> set[str]:
@@ -259,5 +356,9 @@ def fits(config_group: str, key: str, value: str) -> list[str]:
 
 
 def _content(group: str, option: str) -> dict[str, Any]:
-    content: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"), resolve=False)
+    """What a file of `conf/` says, and what those of its group say that it is based on."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"), resolve=False) or {}
+    based = [name for name in content.get("defaults", []) if isinstance(name, str) and name in _options(group)]
+    for name in based:
+        content = {**_content(group, name), **content}
     return content

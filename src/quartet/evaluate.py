@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
+from rich.cells import cell_len
+
 from quartet import build
 from quartet.run import Run
 from quartet.say import printable
 from quartet.train import load_network, measure
 
+PER_CLASS = re.compile(r"(val|test)_per_class/(\w+?)_of_(.*)", re.DOTALL)
 
-def report(where: str, split: str | None) -> None:
-    """Print the metrics of the run at `where`, of both splits where `split` is None."""
+
+def report(where: str, split: str | None, data_path: str | None = None) -> None:
+    """Print the metrics of the run at `where`, of both splits where `split` is None; of each class in a table."""
     run = Run.open(where)
-    print(f"run: {printable(str(run))}")
+    print(f"run: {printable(str(run))}", flush=True)
     for part in (split,) if split else ("val", "test"):
-        for name, value in evaluate(run, part).items():
-            print(f"  {printable(name):<28} {value:.6f}")
+        metrics = evaluate(run, part, data_path)
+        of_all = {printable(name): value for name, value in metrics.items() if not PER_CLASS.fullmatch(name)}
+        width = max(28, *map(len, of_all))
+        for name, value in of_all.items():
+            print(f"  {name:<{width}} {value:.6f}")
+        print("\n".join(per_class(metrics)), flush=True)
 
 
-def evaluate(run: Run, split: str) -> dict[str, float]:
-    """Metrics of "val" or "test". Raises ValueError for another split or where the data are no longer those of the run."""
+def per_class(metrics: dict[str, float]) -> Iterator[str]:
+    """The lines of a table with a row for each class, that of the lowest F1 first; nothing where there are no classes."""
+    table: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        if found := PER_CLASS.fullmatch(name):
+            table.setdefault(printable(found[3]), {})[found[2]] = value
+    if not table:
+        return
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    rows = sorted(table.items(), key=lambda item: item[1].get("f1", next(iter(item[1].values()))))
+    width = max(cell_len(name) for name in ("class", *table))  # on a terminal, where some letters are two wide
+    yield f"  {'class':<{width}}" + "".join(f"{column:>12}" for column in columns)
+    for name, row in rows:
+        cells = "".join(f"{row[column]:>12.4f}" if column in row else " " * 12 for column in columns)
+        yield f"  {name}{' ' * (width - cell_len(name))}{cells}"
+
+
+def evaluate(run: Run, split: str, data_path: str | None = None) -> dict[str, float]:
+    """Metrics of "val" or "test"; `data_path`: where the data of the run are now.
+
+    Raises ValueError for another split or where the data are no longer those of the run.
+    """
     if split not in ("val", "test"):
         raise ValueError(f"split must be val or test, not {split!r}")
-    config = build.opened(run)
+    config = build.opened(run, data_path)
     build.seed_everything(config.seed)
     data = build.restore_data(run, config)
     task = build.build_task(config, data.spec)

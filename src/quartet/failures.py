@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from quartet.run import Run
+from quartet.typed import argument
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
 TOO_LARGE = "out of memory before the first step: the network or the data are too large for it; take smaller ones"
@@ -17,7 +18,7 @@ TOO_LARGE = "out of memory before the first step: the network or the data are to
 def explain(error: BaseException, run: Run) -> BaseException:
     """The error with a remedy where there is one, else the error itself."""
     if any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in _chain(error)):
-        return OSError(f"the disk of {run} is full: make room, then go on with resume={run}; {_kept(run)}")
+        return OSError(f"the disk of {run} is full: make room, then go on with {argument('resume', run)}; {_kept(run)}")
     if _of_restoring(error):
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no more is known'}"
         return ValueError(

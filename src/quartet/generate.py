@@ -31,12 +31,13 @@ RULES = {
 
 def stream(config: DictConfig) -> None:
     """Print the prompt and what follows it, as it is made."""
-    run = Run.open(config.run)
+    run = Run.open(config.run, kind=("language model", is_language_model))
     prompt = "" if config.prompt is None else str(config.prompt)  # prompt=42 is a number to Hydra
     settings: Any = {key: value for key, value in config.items() if key not in ("run", "prompt")}
     pieces = generate(run, prompt=prompt, **settings)
+    first = next(pieces, "")  # a mistake is told before anything of the text is
     on_terminal = sys.stdout.isatty()  # a file gets every sign as it is
-    for piece in itertools.chain([prompt], pieces):
+    for piece in itertools.chain([prompt, first], pieces):
         print(printable(piece, keep="\n\t") if on_terminal else piece, end="", flush=True)
     print()
 
@@ -90,13 +91,18 @@ def heal(ids: list[int], tokenizer: Any) -> tuple[list[int], bytes, tuple[int, .
     return ids[:-1] or [tokenizer.eos_id], last, candidates
 
 
+def is_language_model(config: DictConfig) -> bool:
+    task = config.get("task")
+    return isinstance(task, DictConfig) and str(task.get("_target_")).endswith(".LanguageModeling")
+
+
 def load(run: Run) -> tuple[torch.nn.Module, Any]:
     """The network of a language-model run with its best weights, and the run's tokenizer."""
     config = build.opened(run)
     task: Any = build.locate(config.task._target_, "task")
     if not issubclass(task, LanguageModeling):
         raise ValueError(
-            f"{run} is no language model ({config.run.name}); train one with data=stdlib or data=shakespeare"
+            f"{run} is no language model ({config.run.name}); train one with data=stdlib, data=shakespeare or data=text"
         )
     data = build.restore_data(run, config, read=False)
     task = build.build_task(config, data.spec)

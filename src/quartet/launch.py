@@ -6,7 +6,6 @@ One device runs in this process, several run as workers that are given nothing b
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -22,9 +21,10 @@ from quartet import trust
 from quartet.check import check_pairing
 from quartet.cli import in_sweep
 from quartet.interruption import Interrupted, stoppable
-from quartet.run import Run
+from quartet.run import DEBUG, Run, written
 from quartet.say import TAB, printable, say
 from quartet.sweeps.locks import job_lock
+from quartet.typed import argument, command, tensorboard
 from quartet.workers import environment_rank, inherited, run_workers, share_directory
 
 MEETING = 3600  # seconds that a machine waits for another one that reads the data: tokenising 1 GB takes 20 minutes
@@ -52,7 +52,7 @@ def _train(run: Run, data: Any) -> Run:
     try:
         execute(run, data)
     except Interrupted as interruption:
-        again = f"{_trusting(run)}python scripts/train.py resume={shlex.quote(str(run))}"
+        again = f"{_trusting(run)}{command('train', argument('resume', run))}"
         print(printable(f"{interruption}; go on with: {again}"), file=sys.stderr)
         raise
     return run
@@ -184,9 +184,9 @@ def _first_of_several(config: DictConfig, make: Callable[[], Path]) -> Path:
     raise ValueError(f"no machine has read the data into {directory} within {MEETING} s; remove it and start again")
 
 
-def _resume(config: DictConfig) -> tuple[Run, None]:
-    """The run to go on with; its own config is what counts, so nothing else can be asked for."""
-    said = ("resume=", "trainer.rendezvous=")
+def _resume(config: DictConfig) -> tuple[Run, Any]:
+    """The run to go on with; its own config is what counts, so nothing else can be asked for but where its data are now."""
+    said = ("resume=", "trainer.rendezvous=", "data.path=")
     others = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+").startswith(said)]
     if in_sweep() or others:
         named = "-m" if in_sweep() else " ".join(others)
@@ -200,7 +200,23 @@ def _resume(config: DictConfig) -> tuple[Run, None]:
         raise ValueError(f"{run} trains on {settings.num_nodes} machines; say again where they meet, such as {place}")
     begun = "going on from its last checkpoint" if run.last_checkpoint else "it had no checkpoint yet and starts anew"
     say(f"{run.config.run.name}, seed {run.config.seed}, {run}: {begun}")
+    if any(word.lstrip("+").startswith("data.path=") for word in HydraConfig.get().overrides.task):
+        return run, _moved(run, str(config.data.path))
     return run, None
+
+
+def _moved(run: Run, path: str) -> Any:
+    """The data module that reads the run's data where they are now, which the run knows from then on."""
+    from quartet.build import opened, restore_data
+
+    with run.exclusively():
+        config = opened(run, data_path=path)
+        data = restore_data(run, config)
+        with written(run.directory / "config.yaml") as file:
+            changed = run.config
+            changed.data.path = config.data.path
+            file.write(OmegaConf.to_yaml(changed).encode())
+    return data
 
 
 def _name(config: DictConfig) -> None:
@@ -209,6 +225,8 @@ def _name(config: DictConfig) -> None:
     with open_dict(config):
         if config.run.name is None:
             config.run.name = "{model}-{data}".format(**hydra.runtime.choices)
+        if hydra.runtime.choices.get("trainer") == DEBUG and config.run.dir is None and not in_sweep():
+            config.run.name = f"{DEBUG}/{config.run.name}"
         config.pop("sweep", None)
         if in_sweep():
             config.run.dir = str(Path(hydra.sweep.dir) / hydra.sweep.subdir)
@@ -251,13 +269,14 @@ def _report(run: Run, result: dict[str, Any]) -> None:
     generates = "test/bits_per_byte" in metrics
     if generates:
         _show_sample(run)
-    where, trusting = printable(shlex.quote(str(run))), _trusting(run)
+    where, trusting = argument("run", run), _trusting(run)
     print(f"\nrun: {printable(str(run))}\nnext:")
-    print(f"  {trusting}python scripts/evaluate.py run={where} split=test")
+    print(f"  {trusting}{printable(command('evaluate', where, 'split=test'))}")
     if generates:
         word = "def " if _prompt(run) else "The "
-        print(f'  {trusting}python scripts/generate.py run={where} prompt="{word}"')
-    print("  make tensorboard", flush=True)
+        print(f"  {trusting}{printable(command('generate', where, argument('prompt', word)))}")
+    if any(run.directory.glob("events.*")):
+        print(f"  {printable(tensorboard(run.directory))}", flush=True)
 
 
 def _prompt(run: Run) -> str:

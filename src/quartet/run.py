@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,20 +36,22 @@ from omegaconf import DictConfig, OmegaConf
 from quartet import trust
 from quartet.interruption import Interrupted
 from quartet.say import printable
+from quartet.typed import PROJECT, argument, command
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-PROJECT = Path(__file__).resolve().parents[2]
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 COUNTS = ("steps", "epochs", "seconds", "peak_memory_bytes", "parameters")  # numbers in result.json
 CONFIG_BYTES = 1_000_000  # a config has about 6 KB; names of columns or classes may make it longer
+DEBUG = "debug"  # the folder of runs that trainer=debug makes
 BEGUN = "QUARTET_BEGUN"  # the directory of the run that a user's command has just begun
 EARLY = ("config.yaml", "environment.json", "data.json", "preprocessing.json", "trial.json")  # before it trains
 TEMPORARY = re.compile(r"\.(config\.yaml|\w+\.json)\.[0-9a-f]{8}")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
+Kind = tuple[str, Callable[[DictConfig], bool]]
 
 
 class Run:
@@ -122,23 +124,27 @@ class Run:
         return {**trust.environment(self.trusted), **({BEGUN: str(self.directory)} if self.may_download else {})}
 
     @classmethod
-    def open(cls, where: str, root: str | Path = "outputs") -> Run:
-        """The run at a path, or the newest one with a checkpoint where `where` is "latest".
+    def open(cls, where: str, root: str | Path = "outputs", kind: Kind | None = None) -> Run:
+        """The run at a path, or the newest finished one with a checkpoint where `where` is "latest", which is said then.
 
-        Raises FileNotFoundError where there is none, ValueError where a link in it leads elsewhere.
+        `kind`: of what kind, in a word, and whether a config is of it. Raises FileNotFoundError where there is none,
+        ValueError where a link in it leads elsewhere.
         """
-        run = cls(_latest(outputs(root))) if where == "latest" else cls._at(where, "run")
+        run = cls(_latest(outputs(root), kind)) if where == "latest" else cls._at(where, "run")
         return run._closed()
 
     @classmethod
     def reopen(cls, where: str, root: str | Path = "outputs") -> Run:
-        """The run at a path, or the newest one that is not completed; ValueError where the run is completed."""
+        """The run at a path, or where that is "latest" the newest one that was interrupted or killed.
+
+        ValueError where the run is completed.
+        """
         if where == "latest":
             return cls(_latest_unfinished(outputs(root)))._closed()
         run = cls._at(where, "resume")._closed()
         if run.status == "completed":
             raise ValueError(
-                f"{run} is completed; to train on with its weights, start a new run with model.init_from={run}"
+                f"{run} is completed; to train on with its weights, start a new run with {argument('model.init_from', run)}"
             )
         return run
 
@@ -217,6 +223,20 @@ class Run:
             except BlockingIOError as error:
                 raise BlockingIOError(f"{self} is being trained by another process; stop that one first") from error
             yield
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a process trains here."""
+        if fcntl is None:
+            return False
+        with (self.directory / "config.yaml").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:  # a disk without locks
+                return False
+        return False
 
     def ended_badly(self, error: BaseException, **facts: Any) -> None:
         """Say so in `result.json`, with the facts that are known, and why in `error.txt`; nothing on a full disk."""
@@ -302,7 +322,7 @@ def cut_back(file: IO[bytes]) -> None:
 
 def outputs(root: str | Path) -> Path:
     """Where runs live: `QUARTET_OUTPUTS`, or `root` relative to the project, whatever the working directory."""
-    return Path(os.environ.get("QUARTET_OUTPUTS") or PROJECT / Path(root).expanduser())
+    return Path(os.environ.get("QUARTET_OUTPUTS") or PROJECT / Path(root).expanduser()).expanduser().absolute()
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -347,10 +367,10 @@ def sweep_command(where: str) -> tuple[Path, list[str]]:
         directory = next((place for place in places if (place / "sweep.json").is_file()), None)
         if directory is None:
             raise FileNotFoundError(f"{where} is no sweep (no sweep.json in it); try sweep.resume=latest")
-    command = Run(directory).read("sweep.json").get("command")
-    if not isinstance(command, list):
+    words = Run(directory).read("sweep.json").get("command")
+    if not isinstance(words, list):
         raise ValueError(f"{directory / 'sweep.json'} is damaged (no command in it); start another sweep")
-    return directory, [str(word) for word in command]
+    return directory, [str(word) for word in words]
 
 
 def signature(config: DictConfig) -> str:
@@ -481,27 +501,38 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _latest(root: Path) -> Path:
-    """The newest run below `root` that has a checkpoint."""
-    trained = _newest(run for run in _runs(root) if any((run / "checkpoints").glob("*.ckpt")))
+def _latest(root: Path, kind: Kind | None) -> Path:
+    """The newest run below `root` that has ended with a checkpoint, but for those that a sweep gave up."""
+
+    def is_trained(run: Path) -> bool:
+        return any((run / "checkpoints").glob("*.ckpt")) and _status(run) not in ("pruned", "damaged")
+
+    word, fits = kind or ("run", None)
+    trained = _newest(root, is_trained, fits)
     if trained is None:
-        raise FileNotFoundError(f"no trained run below {root}; train one with: python scripts/train.py")
+        raise FileNotFoundError(f"no trained {word} below {root}; train one with: {command('train')}")
     return trained
 
 
 def _latest_unfinished(root: Path) -> Path:
-    unfinished = _newest(run for run in _runs(root) if _status(run) not in ("completed", "damaged"))
+    unfinished = _newest(root, lambda run: _status(run) in ("interrupted", "unfinished"))
     if unfinished is None:
-        raise FileNotFoundError(f"every run below {root} is completed; there is none to go on with")
+        raise FileNotFoundError(
+            f"no run below {root} was interrupted or killed; name one that failed or was pruned with resume=<directory>"
+        )
     return unfinished
 
 
-def _newest(runs: Iterable[Path]) -> Path | None:
-    """The newest whose config can be read: one of somebody else that cannot must not keep the others away."""
-    for run in sorted(runs, key=_age, reverse=True):
+def _newest(
+    root: Path, wanted: Callable[[Path], bool], fits: Callable[[DictConfig], bool] | None = None
+) -> Path | None:
+    """The newest that nobody trains and whose config can be read, of whoever it is; says which one it is."""
+    for path in sorted(_runs(root), key=_age, reverse=True):
         with suppress(OSError, ValueError):
-            _ = Run(run).config
-            return run
+            run = Run(path)
+            if wanted(path) and not run.is_busy and (fits is None or fits(run.config)) and run.config:
+                print(printable(f"latest: {run}"), file=sys.stderr, flush=True)
+                return path
     return None
 
 
@@ -512,9 +543,14 @@ def _status(run: Path) -> str:
         return "damaged"
 
 
-def _runs(root: Path) -> list[Path]:
-    """The run directories below `root`; they lie at most three folders deep (sweeps/<time>/<job>)."""
-    return [path.parent for depth in ("*", "*/*", "*/*/*") for path in root.glob(f"{depth}/config.yaml")]
+def _runs(root: Path) -> Iterator[Path]:
+    """The run directories below `root`, however deep, but for those that only try whether everything runs."""
+    for folder, folders, files in os.walk(root):
+        if "config.yaml" in files:
+            folders.clear()
+            yield Path(folder)
+        elif folder == str(root):
+            folders[:] = [name for name in folders if name != DEBUG]
 
 
 def _age(run: Path) -> int:

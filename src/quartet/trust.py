@@ -19,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from quartet.typed import PROJECT
+
 VARIABLE = "QUARTET_TRUST"  # names of packages with commas between them
-PROJECT = Path(__file__).resolve().parents[2]
 OURS = tuple(f"quartet.{part}" for part in ("data", "models", "tasks", "optim", "callbacks", "sharding"))
 THEIRS = {  # group of conf/ -> modules of others that hold such parts; importing any other one could do anything
     "model": ("torch.nn", "torchvision.models"),

@@ -24,6 +24,7 @@ from quartet.sweeps import sweep as sweeps
 from quartet.sweeps.plan import Plan
 from quartet.sweeps.pool import Ending, Job, described
 from quartet.sweeps.study import open_study
+from quartet.typed import command
 from quartet.workers import describe
 
 PROJECT = Path(__file__).parents[2]
@@ -154,7 +155,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, capsys):
 
     with pytest.raises(Interrupted):
         sweep(interrupted, *TPE)
-    assert f"2 of 6 runs are finished; go on with: python scripts/train.py -m sweep.resume={tmp_path}" in (
+    assert f"2 of 6 runs are finished; go on with: {command('train', '-m')} sweep.resume={tmp_path}" in (
         capsys.readouterr().err
     )
     assert states(tmp_path / "sweep") == ["complete", "complete", "running"]
@@ -271,7 +272,7 @@ def test_the_command_of_a_sweep_is_repeated(outputs):
     directory = outputs / "sweeps" / "a"
     directory.mkdir(parents=True)
     (directory / "sweep.json").write_text(json.dumps({"command": ["model=mlp", "seed=1,2"]}))
-    place = f"hydra.sweep.dir='{directory}'"
+    place = f"hydra.sweep.dir={directory}"
     assert resumed_arguments(["-m", "sweep.resume=latest"]) == ["-m", "model=mlp", "seed=1,2", place]
     assert resumed_arguments(["sweep.resume=latest", "-m", "sweep.n_trials=9"])[-2:] == ["sweep.n_trials=9", place]
     assert resumed_arguments(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]

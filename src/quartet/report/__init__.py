@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quartet.run import outputs, written
+from quartet.typed import command
 
 if TYPE_CHECKING:
     from quartet.report.settings import Setting
@@ -78,7 +79,7 @@ def _winner(study: Study) -> Setting:
         raise ValueError(f"{study.collection.name} has no completed run to test; finish one first")
     raise ValueError(
         f"with the objectives {', '.join(study.objectives)} there is no one winner; choose from the Pareto front and "
-        "test it with: python scripts/evaluate.py run=<directory> split=test"
+        f"test it with: {command('evaluate', 'run=<directory>', 'split=test')}"
     )
 
 

@@ -8,11 +8,12 @@ from typing import Any
 from quartet.report import figures
 from quartet.report.pages import Block, Code, Heading, Paragraph, Table
 from quartet.report.places import SHOWN, links, more, picture
-from quartet.report.runs import STATUSES, Record, command, part
+from quartet.report.runs import STATUSES, Record, part
 from quartet.report.settings import short, text, value_of
 from quartet.report.statistics import importance
 from quartet.report.study import Study, headline
 from quartet.report.words import digits, duration
+from quartet.typed import repeated
 
 WHY = {
     "unfinished": "still running, or killed",
@@ -136,7 +137,7 @@ def origin(study: Study) -> Iterator[Block]:
         return
     yield Heading("Made with")
     if study.collection.plan.get("command"):
-        yield Code(command(map(str, study.collection.plan["command"]), sweep=True))
+        yield Code(repeated(map(str, study.collection.plan["command"]), sweep=True))
     packages = ", ".join(f"{name} {version}" for name, version in part(known, "packages").items())
     git = part(known, "git")
     changed = ", changed since" if git.get("dirty") else ""

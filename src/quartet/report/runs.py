@@ -6,15 +6,14 @@ import glob
 import json
 import math
 import os
-import re
-import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quartet.run import PROJECT, Run, outputs, read_metrics
+from quartet.typed import command, repeated
 
 STATUSES = ("completed", "pruned", "interrupted", "failed", "unfinished", "missing", "damaged")
 MARKS = ("config.yaml", "trial.json", "result.json", "error.txt")  # of a run
@@ -73,7 +72,7 @@ class Record:
     @property
     def command(self) -> str | None:
         """What trains this run again, for a shell."""
-        return None if self.overrides is None else command(self.overrides)
+        return None if self.overrides is None else repeated(self.overrides)
 
 
 @dataclass(frozen=True)
@@ -110,15 +109,6 @@ def part(values: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def command(overrides: Iterable[str], *, sweep: bool = False) -> str:
-    return " ".join(["python scripts/train.py", *(["-m"] if sweep else []), *map(_quoted, overrides)])
-
-
-def _quoted(word: str) -> str:
-    """For a shell; an override that has quotes of its own stays readable."""
-    return f'"{word}"' if "'" in word and not re.search(r'["$`\\!\n]', word) else shlex.quote(word)
-
-
 def find_sweep(where: str) -> Path:
     """The directory of a sweep, or of the newest one where `where` is "latest"; FileNotFoundError where there is none."""
     root = outputs("outputs") / "sweeps"
@@ -126,7 +116,7 @@ def find_sweep(where: str) -> Path:
         found = [path for path in root.glob("*") if _is_sweep(path)]
         if not found:
             raise FileNotFoundError(
-                f"no sweep below {root}; start one with: python scripts/train.py -m optimizer.lr=1e-3,3e-3"
+                f"no sweep below {root}; start one with: {command('train', '-m', 'optimizer.lr=1e-3,3e-3')}"
             )
         return max(found, key=_age)
     for directory in (Path(where).expanduser().absolute(), PROJECT / where):

@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quartet.report.runs import Collection, Record, command
+from quartet.report.runs import Collection, Record
 from quartet.report.settings import Setting, group, is_log, parameters, value_of
 from quartet.report.statistics import Comparison, compare, estimate, front
 from quartet.report.words import counted, digits, interval, probability, uncertain
 from quartet.run import Run
+from quartet.typed import EVERYWHERE, command, repeated
 
 FRONT = 5  # settings of a Pareto front that a terminal shows
 REPEATED = re.compile(r"[+]*(seed|data\.fold)=")
@@ -100,7 +101,7 @@ def again(setting: Setting) -> tuple[str | None, str | None]:
     whole = len(seeds) * len(folds) == len(runs)
     words += [f"seed={','.join(map(str, seeds))}"] if any(word.startswith("seed=") for word in overrides) else []
     words += [f"data.fold={','.join(map(str, folds))}"] if len(folds) > 1 else []
-    return setting.best.command, command(words, sweep=True) if whole else None
+    return setting.best.command, repeated(words, sweep=True) if whole else None
 
 
 def overfitted(study: Study) -> str | None:
@@ -139,7 +140,8 @@ def summary(study: Study) -> str:
         lines.append(f"  {setting.name}: {values}")
     lines.append(f"runs: {counted(study.collection.records)}")
     if study.winner:
-        lines += [f"again: {line}" for line in reversed(again(study.winner)) if line][:1]
+        whole = [line for line in reversed(again(study.winner)) if line]
+        lines += [f"again: {line.replace(EVERYWHERE, command('train'), 1)}" for line in whole[:1]]
     metric = study.metric.replace("val/", "test/", 1)
     tested = [run[metric] for run in study.tested.get("runs", {}).values() if metric in run]
     if tested:

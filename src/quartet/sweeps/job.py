@@ -33,6 +33,7 @@ class HydraJob:
         setup_globals()
         config = self.context.config_loader.load_sweep_config(self.config, list(job.overrides))
         with open_dict(config):
+            config.hydra.sweep.dir = self.config.hydra.sweep.dir  # as the sweep's process understands it
             config.hydra.job.id = config.hydra.job.num = job.number
         _share_threads(config)
         ended = run_job(

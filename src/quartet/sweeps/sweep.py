@@ -7,7 +7,6 @@ directories say how far they came.
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +29,7 @@ from quartet.sweeps.plan import FILE, JOURNAL, Plan
 from quartet.sweeps.pool import Ending, described
 from quartet.sweeps.space import Dimension, parse
 from quartet.sweeps.study import Study
+from quartet.typed import argument, command, tensorboard
 from quartet.workers import describe, revive
 
 SAME_MISTAKE = 3  # jobs that fail alike before anything is trained, and the sweep gives up
@@ -146,7 +146,7 @@ class Sweep:
             self._launch()
         except (Interrupted, KeyboardInterrupt):
             done = len(self._ends())
-            again = f"python scripts/train.py -m sweep.resume={shlex.quote(str(self.directory))}"
+            again = printable(command("train", "-m", argument("sweep.resume", self.directory)))
             print(f"\n{done} of {self.plan.n_trials} runs are finished; go on with: {again}", file=sys.stderr)
             raise
         self._conclude()
@@ -295,9 +295,11 @@ class Sweep:
         from quartet.report import report_sweep
 
         try:
-            print(printable(f"\n{report_sweep(self.directory).summary}", keep="\n"), flush=True)
+            summary = report_sweep(self.directory).summary
+            curves = [f"curves: {tensorboard(self.directory)}"] if any(self.directory.glob("*/events.*")) else []
+            print(printable("\n".join(["", summary, *curves]), keep="\n"), flush=True)
         except Exception as error:
-            again = f"python scripts/report.py sweep={shlex.quote(str(self.directory))}"
+            again = command("report", argument("sweep", self.directory))
             print(
                 printable(f"error: no report ({described(describe(error))}); try again with: {again}"), file=sys.stderr
             )
