@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -400,13 +401,22 @@ def build_callbacks(config: DictConfig, directory: Path) -> list[Callback]:
 
 
 def build_loggers(config: DictConfig, directory: Path) -> list[Logger]:
-    """Those that write files are told where; one of the user's own need not be."""
-    nodes = [node for node in plain(config)["logger"].values() if node is not None]
-    told = [takes(locate(node["_target_"], "logger"), "save_dir") for node in nodes]
-    return [
-        make(node, "logger", **({"save_dir": str(directory)} if files else {}))
-        for node, files in zip(nodes, told, strict=True)
-    ]
+    """Those that write files are told where; one of the user's own need not be.
+
+    Raises ValueError where the package of one is not installed.
+    """
+    return [_build_logger(name, node, directory) for name, node in plain(config)["logger"].items() if node is not None]
+
+
+def _build_logger(name: str, node: dict[str, Any], directory: Path) -> Logger:
+    files = {"save_dir": str(directory)} if takes(locate(node["_target_"], "logger"), "save_dir") else {}
+    unnamed = [key for key in ("name", "run_name") if key in node and node[key] is None]
+    try:
+        return make({**node, **dict.fromkeys(unnamed, directory.name)}, "logger", **files)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"logger={name} needs a package that is not installed: {sys.executable} -m pip install -e '.[{name}]' ({error})"
+        ) from error
 
 
 def build_trainer(

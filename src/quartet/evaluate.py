@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from rich.cells import cell_len
 
 from quartet import build
+from quartet.callbacks.progress import progress
 from quartet.run import Run
 from quartet.say import printable
 from quartet.train import load_network, measure
@@ -57,5 +58,5 @@ def evaluate(run: Run, split: str, data_path: str | None = None) -> dict[str, fl
     data = build.restore_data(run, config)
     task = build.build_task(config, data.spec)
     load_network(task, run)
-    trainer = build.build_trainer(config, run.directory)
+    trainer = build.build_trainer(config, run.directory, callbacks=(progress(metrics=(), every_seconds=5.0),))
     return measure(trainer, task, data, split)

@@ -135,6 +135,8 @@ def _start(config: DictConfig, instead_of: Path | None = None) -> tuple[Run, Any
     _name(config)
     check_pairing(config)  # at once, before torch is imported
     _announce(config)
+    if "torch" not in sys.modules:
+        say("loading PyTorch")
     from quartet.train import create
 
     made: list[Any] = []
@@ -259,10 +261,11 @@ def _announce(config: DictConfig) -> None:
 def _report(run: Run, result: dict[str, Any]) -> None:
     metrics = result["metrics"]
     print(f"\n{result['steps']:,} steps in {result['seconds']:.0f} s, {result['parameters']:,} parameters")
+    at = f"  (best validation, after step {result['best_step']:,})" if result.get("best_step") is not None else ""
     for part in ("val", "test"):
         named = [f"{name} {metrics[f'{part}/{name}']:.4f}" for name in HEADLINES if f"{part}/{name}" in metrics]
         if named:
-            print(f"  {part:<5} {'  '.join(named)}")
+            print(f"  {part:<5} {'  '.join(named)}{at if part == 'val' else ''}")
     if in_sweep():
         print(printable(f"run: {run}"), flush=True)
         return

@@ -4,7 +4,7 @@ config.yaml         the resolved config             preprocessing.json  what inf
 environment.json    versions, hardware, command     metrics.csv         every logged value
 checkpoints/        best.ckpt, last.ckpt            events.*            TensorBoard
 samples/ figures/   what a person looks at          result.json         written last
-error.txt           only where the run failed
+error.txt           only where the run failed    uncommitted.diff    what the code had beyond its commit
 """
 
 from __future__ import annotations
@@ -48,7 +48,15 @@ COUNTS = ("steps", "epochs", "seconds", "peak_memory_bytes", "parameters")  # nu
 CONFIG_BYTES = 1_000_000  # a config has about 6 KB; names of columns or classes may make it longer
 DEBUG = "debug"  # the folder of runs that trainer=debug makes
 BEGUN = "QUARTET_BEGUN"  # the directory of the run that a user's command has just begun
-EARLY = ("config.yaml", "environment.json", "data.json", "preprocessing.json", "trial.json")  # before it trains
+CHANGES = "uncommitted.diff"
+EARLY = (
+    "config.yaml",
+    "environment.json",
+    CHANGES,
+    "data.json",
+    "preprocessing.json",
+    "trial.json",
+)  # before it trains
 TEMPORARY = re.compile(r"\.(config\.yaml|\w+\.json)\.[0-9a-f]{8}")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 Kind = tuple[str, Callable[[DictConfig], bool]]
@@ -75,7 +83,10 @@ class Run:
                 text = OmegaConf.to_yaml(config, resolve=True)
                 (run.directory / "config.yaml").write_text(text, encoding="utf-8")
                 own = trust.packages(OmegaConf.to_container(config, resolve=True))  # noted for people, never believed
-                run.write("environment.json", {**environment(), "signature": signature(config), "own_packages": own})
+                facts = environment()
+                run.write("environment.json", {**facts, "signature": signature(config), "own_packages": own})
+                if (facts["git"] or {}).get("dirty") and (changes := _uncommitted()):
+                    (run.directory / CHANGES).write_bytes(changes)
             except BaseException:
                 run.discard()
                 raise
@@ -583,3 +594,13 @@ def _git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _uncommitted() -> bytes:
+    """What differs from the last commit, as `git apply` takes it; nothing where that is large or cannot be known."""
+    try:
+        command = ["git", "-C", str(PROJECT), "diff", "--binary", "HEAD"]
+        found = subprocess.run(command, capture_output=True, check=True, timeout=10).stdout
+        return found if len(found) < CONFIG_BYTES else b""
+    except (OSError, subprocess.SubprocessError):
+        return b""

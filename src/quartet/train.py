@@ -12,17 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import nn
 
 from quartet import build, transfer, trust
+from quartet.callbacks import tensorboard
 from quartet.callbacks.pruning import Pruning
 from quartet.cli import in_sweep
 from quartet.data.base import DataModule, user_path
 from quartet.failures import TOO_LARGE, explain, is_out_of_memory
 from quartet.hardware import keep_freed_memory
 from quartet.interruption import stoppable
-from quartet.run import Run
+from quartet.run import DEBUG, Run
 from quartet.say import say
 from quartet.tasks.base import Task
 
@@ -63,6 +64,14 @@ class History(Callback):
         ]  # NaN is not equal to itself
         best = min(finite, key=lambda row: self.sign * row[self.metric], default={})
         return {name: value for name, value in best.items() if name != "step"}
+
+    @property
+    def best_step(self) -> int | None:
+        """The optimizer steps that had been made at the best validation."""
+        value = self.best.get(self.metric)
+        return next(
+            (int(row["step"]) for row in self.rows if value is not None and row.get(self.metric) == value), None
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "seconds": self.seconds + time.monotonic() - self._start}
@@ -203,6 +212,8 @@ def prepare(run: Run, data: DataModule | None = None) -> Parts:
     if config.trainer.get("overfit_batches"):
         data.overfit()
     _introduce(data, task, trainer)
+    if DEBUG in run.directory.parts and trainer.is_global_zero:
+        _show_layers(task, data)
     return Parts(data, task, trainer, history)
 
 
@@ -218,10 +229,9 @@ def _check_batch_norm(task: Task, data: DataModule, config: DictConfig) -> None:
     norms = [module for module in task.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if data.batch_size > 1 or not norms:
         return
-    batch = data.datasets["train"].to(torch.device("cpu")).gather(torch.zeros(1, dtype=torch.long))
-    batch = data.on_before_batch_transfer(batch, 0)
+    inputs = _example(data, 1)
     try:
-        copy.deepcopy(task.network).cpu().train()(**data.on_after_batch_transfer(batch, 0)["inputs"])
+        copy.deepcopy(task.network).cpu().train()(**inputs)
     except ValueError as error:
         other = "model.normalization=layer, or " if "normalization" in config.model else ""
         raise ValueError(
@@ -250,13 +260,49 @@ def _introduce(data: DataModule, task: Task, trainer: Trainer) -> None:
         say(f"workers: {world}; a step takes {n * world} samples, {n} (data.batch_size) in each worker")
 
 
+def _show_layers(task: Task, data: DataModule) -> None:
+    """The network's layers in the order in which a batch of two passes them, with what comes out and their parameters."""
+    inputs = _example(data, min(2, len(data.datasets["train"])))
+    network, rows = copy.deepcopy(task.network).cpu(), []
+
+    def note(name: str, module: nn.Module) -> None:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            shape = "×".join(map(str, output.shape)) if isinstance(output, torch.Tensor) else ""
+            own = sum(p.numel() for p in module.parameters())
+            rows.append((name, type(module).__name__, shape, f"{own:,}" if own else ""))
+
+        module.register_forward_hook(hook)
+
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            note(name, module)
+    with torch.no_grad():
+        network(**inputs)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    sys.stdout.flush()
+
+
+def _example(data: DataModule, n: int) -> Any:
+    """The inputs of the first `n` training samples, on the CPU."""
+    batch = data.datasets["train"].to(torch.device("cpu")).gather(torch.arange(n))
+    return data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0)["inputs"]
+
+
 def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
     data, task, trainer, _ = parts
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     for name in ("result.json", "error.txt"):  # of the part before, where the run goes on
         (run.directory / name).unlink(missing_ok=True)
+    for logger in trainer.loggers:  # TensorBoard's table has more, once the run has ended
+        if not isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(tensorboard.flatten(build.plain(run.config)))  # type: ignore[arg-type]
     trainer.fit(task, datamodule=data, ckpt_path=run.last_checkpoint, weights_only=True)
+    for stopper in trainer.early_stopping_callbacks:
+        if stopper.stopped_epoch and stopper.wait_count >= stopper.patience:
+            say(f"stopped: {stopper.monitor} has not improved for {stopper.patience} validations")
     pruned = any(isinstance(c, Pruning) and c.pruned for c in trainer.callbacks)  # type: ignore[attr-defined]
     test_metrics = _tested(run, parts) if run.config.get("test", True) and not pruned else {}
     result = {"status": "pruned" if pruned else "completed", **_facts(run, parts, test_metrics)}
@@ -298,6 +344,7 @@ def _facts(run: Run, parts: Parts, test_metrics: dict[str, float]) -> dict[str, 
     return {
         "metrics": {**best, **test_metrics},
         "objective": {"name": history.metric, "value": best.get(history.metric)},
+        "best_step": history.best_step,
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
         "seconds": round(history.seconds, 3),
@@ -324,18 +371,22 @@ def _peak_memory() -> int:
 
 def write_hparams(run: Run, loggers: list[Logger], metrics: dict[str, float], status: str) -> None:
     """The run in TensorBoard's HPARAMS tab, however it ended; a job of a sweep with what varies only."""
-    from quartet.callbacks import tensorboard
-
     hparams, known = {**(_varied(run) or _settings(run)), "status": status}, build.val_metrics(run.config)
     for logger in loggers:
         tensorboard.write_hparams(logger, hparams, metrics, known=known)
 
 
 def _settings(run: Run) -> dict[str, Any]:
+    """What one looks for first of a single run: what was chosen on its command line, and what matters always."""
     config = build.plain(run.config)
-    groups = ("optimizer", "model", "data", "task", "scheduler", "trainer")
-    hparams = {group: {k: v for k, v in config[group].items() if k not in build.NOTES} for group in groups}
-    return {**hparams, "seed": config["seed"]}
+    kept = {key: config[group].get(name) for key, (group, name) in ALWAYS.items() if name in config[group]}
+    words = (word.lstrip("+").partition("=") for word in run.read("environment.json").get("command", [])[1:])
+    typed = {key: _number_or_text(value) for key, _, value in words if value and not key.startswith(UNTOLD)}
+    return {"run": config["run"]["name"], **kept, "seed": config["seed"], **typed}
+
+
+ALWAYS = {"optimizer.lr": ("optimizer", "lr"), "data.batch_size": ("data", "batch_size")}
+UNTOLD = ("run.", "resume", "logger", "callbacks", "hydra", "-", "data.path")
 
 
 def _varied(run: Run) -> dict[str, float | str]:

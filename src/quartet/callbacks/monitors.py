@@ -32,7 +32,7 @@ class GradientNorm(Callback):
 
 
 class LearningRate(Callback):
-    """Logs `optim/lr`, the rate of the first parameter group; other rates as `optim/lr_<name or number of group>`."""
+    """Logs `optim/lr`, the rate of the first parameter group; other rates as `optim/lr_<name of the group>`."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if is_logging_step(trainer, trainer.global_step + 1):
@@ -118,5 +118,11 @@ def is_logging_step(trainer: Trainer, step: int) -> bool:
 def learning_rates(groups: list[dict[str, Any]]) -> dict[str, float]:
     """Names and rates of parameter groups; one name where all rates are the same."""
     first = groups[0]["lr"]
-    others = {f"optim/lr_{g.get('name', i)}": float(g["lr"]) for i, g in enumerate(groups) if g["lr"] != first}
+    others = {f"optim/lr_{_name(g, i)}": float(g["lr"]) for i, g in enumerate(groups) if g["lr"] != first}
     return {"optim/lr": float(first), **others}
+
+
+def _name(group: dict[str, Any], number: int) -> str:
+    """MuonAdamW's groups have the rates of two optimizers, several groups each."""
+    optimizer = {True: "muon", False: "adamw"}.get(group.get("use_muon"), number)  # type: ignore[call-overload]
+    return str(group.get("name", optimizer))

@@ -195,9 +195,18 @@ def _column(axes: Axes, at: int, xs: list[Any], log: bool) -> Any:
         marks = {f"{10**v if log else v:.2g}": (v - low) / (high - low) for v in np.linspace(low, high, 5)}
     axes.axvline(at, color="0.3", linewidth=1, zorder=0)
     box = {"color": "white", "alpha": 0.8, "pad": 0.8}
-    for mark, height in marks.items():
-        axes.text(at + 0.03, float(height), mark, fontsize=8, va="center", bbox=box, zorder=5)
+    for mark, height in _apart(marks, 0.045).items():
+        axes.text(at + 0.03, height, mark, fontsize=8, va="center", bbox=box, zorder=5)
     return heights
+
+
+def _apart(marks: Mapping[str, float], least: float) -> dict[str, float]:
+    """The heights of labels, moved where two would cover each other."""
+    placed: dict[str, float] = {}
+    for mark, height in sorted(marks.items(), key=lambda item: item[1]):
+        placed[mark] = max(float(height), max(placed.values(), default=-1.0) + least)
+    over = max(0.0, max(placed.values(), default=0.0) - 1.03)
+    return {mark: height - over for mark, height in placed.items()}
 
 
 def shares(importances: Mapping[str, float]) -> Figure:

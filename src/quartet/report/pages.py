@@ -180,11 +180,6 @@ a { color: #005a8f; }
 figure { margin: 1.2rem 0; }
 img { max-width: 100%; height: auto; display: block; }
 figcaption { color: #444; font-size: .88rem; margin-top: .3rem; }
-@media (max-width: 40rem) {
-  figure { overflow-x: auto; }
-  img { width: 40rem; max-width: none; }
-  figcaption { position: sticky; left: 0; max-width: calc(100vw - 2rem); }
-}
 @media print {
   @page { margin: 15mm; }
   body { font-size: 10.5pt; }

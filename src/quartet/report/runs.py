@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quartet.run import PROJECT, Run, outputs, read_metrics
+from quartet.run import DEBUG, PROJECT, Run, outputs, read_metrics
 from quartet.typed import command, repeated
 
 STATUSES = ("completed", "pruned", "interrupted", "failed", "unfinished", "missing", "damaged")
@@ -165,7 +165,7 @@ def collect_runs(pattern: str, directory: Path) -> Collection:
 
 def _runs_at(pattern: str) -> list[Path]:
     paths = sorted(Path(path).absolute() for path in glob.glob(pattern, recursive=True))
-    return [path for path in paths if (path / "config.yaml").is_file()]
+    return [path for path in paths if (path / "config.yaml").is_file() and DEBUG not in path.parts]
 
 
 def read_run(directory: Path, name: str, log: Path | None = None) -> Record:

@@ -29,7 +29,7 @@ def blocks(study: Study) -> list[Block]:
 
 
 def opening(study: Study) -> Iterator[Block]:
-    yield Paragraph(headline(study), strong=True)
+    yield Paragraph(f"{'Best setting: ' if study.winner else ''}{headline(study)}", strong=True)
     plan, better = study.collection.plan, {"min": "lower", "max": "higher"}
     goals = " and ".join(f"{metric} ({better[mode]} is better)" for metric, mode in study.objectives.items())
     facts = f"{len(study.collection.records)} runs: {counted(study.collection.records)}. Ranked by {goals}."
@@ -109,7 +109,7 @@ def ranking(study: Study) -> Iterator[Block]:
     scores = [name for metric in study.objectives for name in (f"{metric} mean ± std", "95 % interval")]
     rows = [_ranking_row(study, place, setting) for place, setting in enumerate(study.ranked[:SHOWN], 1)]
     caption = f"Settings by the mean of {study.metric} over seeds and folds{more(study.ranked)}"
-    yield Table(caption, ["", *short(study.keys).values(), *scores, "n", "runs"], rows)
+    yield Table(caption, ["", *scores, "n", *short(study.keys).values(), "runs"], rows)
     if len(study.ranked) > 1:
         drawn = figures.ranking(study.ranked, study.metric, study.mode)
         alt = "; ".join(
@@ -124,9 +124,9 @@ def _ranking_row(study: Study, place: int, setting: Setting) -> list[str | Links
     n, begun = len(setting.scored), len(setting.records) - setting.repeated
     return [
         str(place),
-        *(text(setting.values[key]) for key in study.keys),
         *(words for e in estimates for words in (uncertain(e), interval(e))),
         str(n) if n == begun else f"{n} of {begun}",
+        *(text(setting.values[key]) for key in study.keys),
         links(study, *setting.scored.values()),
     ]
 

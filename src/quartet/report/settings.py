@@ -14,6 +14,11 @@ from quartet.report.statistics import Estimate, estimate
 # keys in which repetitions of one setting may differ, as `quartet.run.signature` has them
 REPETITION = re.compile(r"(run|sweep|callbacks\.pruning)(\.|$)|(seed|test|resume|data\.(fold|seed|path))$")
 DEFAULT = "default"  # of a choice that a run left as it was
+# what shows or debugs a run and does not change it
+SHOWS = re.compile(
+    r"logger(\.|$)|trainer\.(profiler|fast_dev_run|detect_anomaly|enable_\w+|log_every_n_steps|max_restarts)"
+    r"|callbacks\.(progress|throughput|gradient_norm|learning_rate|overlay|figures|data_report|samples)(\.|$)"
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,12 @@ class Setting:
 
     @property
     def name(self) -> str:
-        return " ".join(f"{key}={text(value)}" for key, value in self.values.items()) or "the one setting"
+        said = {
+            key: value for key, value in self.values.items() if value != DEFAULT or key.endswith(("_target_", ".name"))
+        }
+        return " ".join(f"{key}={text(value)}" for key, value in said.items()) or (
+            "the defaults" if self.values else "the one setting"
+        )
 
     @property
     def repeated(self) -> int:
@@ -112,7 +122,7 @@ def parameters(collection: Collection) -> list[str]:
     differing = [key for key in _differing(records) if key not in space]
     if space:
         return space + _independent(records, differing, space)
-    typed = {key for record in records for key in _words(record)}
+    typed = {key for record in records for key in _words(record) if not SHOWS.match(key)}
     choices = [key for key in sorted(typed) if _is_choice(key, records, set(differing) - typed)]
     said = [key for key in differing if key in typed]
     targets = [key for key in differing if key.endswith("._target_") and not choices]
@@ -127,7 +137,7 @@ def _space(plan: dict[str, Any]) -> dict[str, str]:
 def _differing(records: list[Record]) -> list[str]:
     """Leaf keys in which the configs differ, in their order there."""
     known = [record.config for record in records if record.config]
-    keys = dict.fromkeys(key for config in known for key in config if not REPETITION.match(key))
+    keys = dict.fromkeys(key for config in known for key in config if not (REPETITION.match(key) or SHOWS.match(key)))
     return [key for key in keys if len({repr(config.get(key)) for config in known}) > 1]
 
 
