@@ -410,9 +410,9 @@ def build_loggers(config: DictConfig, directory: Path) -> list[Logger]:
 
 def _build_logger(name: str, node: dict[str, Any], directory: Path) -> Logger:
     files = {"save_dir": str(directory)} if takes(locate(node["_target_"], "logger"), "save_dir") else {}
-    unnamed = [key for key in ("name", "run_name") if key in node and node[key] is None]
+    ours = {"name": directory.name, "run_name": directory.name, "tracking_uri": f"sqlite:///{directory / 'mlflow.db'}"}
     try:
-        return make({**node, **dict.fromkeys(unnamed, directory.name)}, "logger", **files)
+        return make({key: ours.get(key) if value is None else value for key, value in node.items()}, "logger", **files)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"logger={name} needs a package that is not installed: {sys.executable} -m pip install -e '.[{name}]' ({error})"
