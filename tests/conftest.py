@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -48,20 +49,31 @@ def compose():
     return compose_train
 
 
+@pytest.fixture(scope="session")
+def forker():
+    """A process that starts scripts quickly; see forker.py."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT / "src")}
+    command = [sys.executable, str(PROJECT / "tests" / "forker.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        yield process
+        process.stdin.close()  # type: ignore[union-attr]
+
+
 @pytest.fixture
-def script(tmp_path, outputs):
+def script(tmp_path, outputs, forker):
     """script("train", "model=mlp", …) -> the finished process of scripts/train.py, as a user would start it."""
 
     def run_script(name: str, *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None):
-        return subprocess.run(
-            [sys.executable, str(PROJECT / "scripts" / f"{name}.py"), *arguments],
-            capture_output=True,
-            text=True,
-            cwd=cwd or tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-            timeout=120,
-            check=False,
-        )
+        command = [str(PROJECT / "scripts" / f"{name}.py"), *arguments]
+        files = {stream: str(tmp_path / f".script.{stream}") for stream in ("stdout", "stderr")}
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        order = {"command": command, "cwd": str(cwd or tmp_path), "environment": variables, "timeout": 120, **files}
+        print(json.dumps(order), file=forker.stdin, flush=True)
+        code = int(forker.stdout.readline())
+        output, errors = (Path(file).read_text(encoding="utf-8") for file in files.values())
+        return subprocess.CompletedProcess(command, code, output, errors)
 
     return run_script
 

@@ -1,0 +1,65 @@
+"""Runs scripts as a user starts them, each in a process of its own, forked where torch has been imported already.
+
+Orders come as lines of JSON on standard input, exit codes go out on standard output. A script's own start takes a few
+seconds of a processor, and the suite starts a hundred of them.
+"""
+
+import atexit
+import json
+import os
+import runpy
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import quartet.evaluate
+import quartet.generate
+import quartet.launch
+import quartet.sweeps.preload  # noqa: F401
+
+
+def run(order: dict) -> int:
+    """In the child: the process is that of a user who types the command."""
+    os.setsid()
+    os.chdir(order["cwd"])
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.argv = order["command"]
+    sys.path.insert(0, str(Path(sys.argv[0]).parent))
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in sys.stdin:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            code = run(order)
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        signal.signal(signal.SIGALRM, lambda *_, pid=pid: os.killpg(pid, signal.SIGKILL))
+        signal.alarm(order["timeout"])
+        _, status = os.waitpid(pid, 0)
+        signal.alarm(0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()
