@@ -115,7 +115,8 @@ def test_loggers_of_other_packages_stay_in_the_run_directory_or_name_their_extra
     if find_spec(logger):
         run, result = create_and_train(compose(*arguments))
         assert (
-            result["status"] == "completed" and (run.directory / {"mlflow": "mlflow.db"}.get(logger, logger)).exists()
+            result["status"] == "completed"
+            and (run.directory / ("mlflow.db" if logger == "mlflow" else logger)).exists()
         )
     else:
         with pytest.raises(
