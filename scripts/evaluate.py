@@ -1,5 +1,10 @@
 """Score a run's best checkpoint: python scripts/evaluate.py run=latest split=test"""
 
+import signal
+
+if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # Ctrl-C while Python imports: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from omegaconf import DictConfig
 
 from quartet.cli import command

@@ -1,5 +1,10 @@
 """Let a language model write: python scripts/generate.py run=latest prompt="def " """
 
+import signal
+
+if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # Ctrl-C while Python imports: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from omegaconf import DictConfig
 
 from quartet.cli import command

@@ -1,7 +1,11 @@
 """Compare the runs of a sweep: python scripts/report.py sweep=latest"""
 
 import re
+import signal
 import sys
+
+if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # Ctrl-C while Python imports: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from omegaconf import DictConfig
 

@@ -1,5 +1,10 @@
 """Train a model: python scripts/train.py model=transformer optimizer=adam"""
 
+import signal
+
+if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # Ctrl-C while Python imports: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from omegaconf import DictConfig
 
 from quartet.cli import command

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -112,3 +115,15 @@ def test_submitit_s_signal_saves_and_the_run_goes_on_in_its_directory(submitit, 
     assert Run(directory).last_checkpoint is not None
     result = train(Run(directory))
     assert result["status"] == "completed" and result["epochs"] == 4
+
+
+def test_ctrl_c_while_python_imports_is_quiet():
+    """Whenever it comes; a start takes a second."""
+    for delay in (0.05, 0.15, 0.3, 0.6):
+        command = [sys.executable, str(Path(__file__).parents[1] / "scripts" / "train.py"), "model=mlp", "--cfg", "job"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        if delay > 0.1:  # before, it is Python itself that starts
+            assert process.returncode in (0, 130, -signal.SIGINT) and "Traceback" not in errors

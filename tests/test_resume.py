@@ -214,7 +214,10 @@ def test_an_interrupted_command_says_how_to_go_on_and_going_on_gives_the_same(sc
     states = [torch.load(d / "checkpoints" / "best.ckpt", weights_only=True) for d in (run.directory, undisturbed)]
     assert_equal(states[0], states[1], "best.ckpt")
     again = script("train", f"resume={run.directory}")
-    assert again.returncode == 1 and "is completed; to train on with its weights" in again.stderr
+    assert (
+        again.returncode == 1
+        and "is completed; its schedule ends where it did: to train longer, start a new run" in again.stderr
+    )
 
 
 @pytest.mark.parametrize(

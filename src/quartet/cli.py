@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import traceback
@@ -60,6 +61,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
     def decorate(work: Callable[[DictConfig], Any]) -> Callable[[], None]:
         def main() -> None:
+            if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # the script has put Python's own aside
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             full = os.environ.get(FULL_ERROR, "0") not in ("", "0")
             os.environ[FULL_ERROR] = "1"  # so that Hydra hands us its errors instead of printing them
             quiet_libraries()

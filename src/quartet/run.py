@@ -154,9 +154,9 @@ class Run:
             return cls(_latest_unfinished(outputs(root)))._closed()
         run = cls._at(where, "resume")._closed()
         if run.status == "completed":
-            raise ValueError(
-                f"{run} is completed; to train on with its weights, start a new run with {argument('model.init_from', run)}"
-            )
+            on = f" with {argument('model.init_from', run)}" if "init_from" in run.config.get("model", {}) else ""
+            more = f"start a new run{on}" if on else "start a new run with a larger trainer.max_epochs"
+            raise ValueError(f"{run} is completed; its schedule ends where it did: to train longer, {more}")
         return run
 
     @classmethod

@@ -89,3 +89,17 @@ def test_what_decides_is_most_important():
 def test_no_importance_without_reason(points, values, words):
     with pytest.raises(ValueError, match=words):
         importance(points, list(values))
+
+
+def test_importance_is_the_analysis_of_variance_of_a_grid():
+    """Ten rates over three decades with five seeds each: shares as of the means of the ranks, whatever the scale."""
+    rates = [1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2, 1e-1]
+    rng = np.random.default_rng(0)
+    points = [{"lr": lr, "seed": seed} for lr in rates for seed in range(5)]
+    values = [abs(math.log10(p["lr"] / 5e-3)) + 0.05 * rng.normal() for p in points]
+    for scale in ({"lr"}, set()):
+        found = importance(points, values, scale)
+        assert found["lr"] > 0.9 > 0.1 > found["seed"]
+    drawn = [{"lr": float(10 ** rng.uniform(-4, -1)), "seed": f"seed {i % 5}"} for i in range(50)]
+    found = importance(drawn, [abs(math.log10(p["lr"] / 5e-3)) for p in drawn], {"lr"})
+    assert found["lr"] > 0.9

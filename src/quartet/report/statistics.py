@@ -120,21 +120,31 @@ def importance(
     from scipy.stats import rankdata
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions = {key: _distribution([point[key] for point in points], key in log) for key in keys}
+    columns = {key: _places([point[key] for point in points], key in log) for key in keys}
+    distributions = {key: _distribution(places) for key, places in columns.items()}
     study = optuna.create_study()
-    for point, rank in zip(points, rankdata(values), strict=True):
-        chosen = {key: _choice(point[key], distributions[key]) for key in keys}
+    for row, rank in enumerate(rankdata(values)):
+        chosen = {key: places[row] for key, places in columns.items()}
         study.add_trial(optuna.create_trial(params=chosen, distributions=distributions, value=float(rank)))
     return {k: float(v) for k, v in get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)).items()}
 
 
-def _distribution(values: list[Any], log: bool) -> Any:
+def _places(values: list[Any], log: bool) -> list[float] | list[str]:
+    """Values on a scale on which all are equally likely, as fANOVA takes them: a grid counts, a draw keeps its scale.
+
+    Optuna's evaluator measures on the plain scale, on which the largest of rates from 1e-4 to 1e-1 would be all there is.
+    """
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return [str(value) for value in values]
+    levels = sorted(set(values))
+    if len(levels) <= len(values) / 2:
+        return [float(levels.index(value)) for value in values]
+    return [math.log10(value) if log else float(value) for value in values]
+
+
+def _distribution(places: list[Any]) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return FloatDistribution(float(min(values)), float(max(values)), log=log)
-    return CategoricalDistribution(sorted({str(value) for value in values}))
-
-
-def _choice(value: Any, distribution: Any) -> Any:
-    return float(value) if hasattr(distribution, "low") else str(value)
+    if isinstance(places[0], str):
+        return CategoricalDistribution(sorted(set(places)))
+    return FloatDistribution(min(places), max(places))
