@@ -41,7 +41,7 @@ report: $(READY) ## the newest sweep's report anew; ARGS="runs='outputs/mlp-*/*'
 	$(BIN)/python scripts/report.py $(ARGS)
 
 test: $(READY) ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(READY) ## ruff and pyright
 	$(BIN)/ruff check .

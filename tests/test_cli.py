@@ -198,7 +198,7 @@ def test_every_pair_of_options_of_a_group_keeps_both(compose):
 FAST = "model=mlp trainer.max_epochs=1 callbacks.data_report=null callbacks.figures=null logger=none"
 
 
-@pytest.mark.parametrize("name", ["2024", "true", "1e3", "007"])
+@pytest.mark.parametrize("name", ["true", "1e3"])
 def test_names_that_are_numbers(script, outputs, name, tmp_path):
     assert script("train", *FAST.split(), f"run.name={name}").returncode == 0
     (run,) = (outputs / name).iterdir()

@@ -854,6 +854,12 @@ def test_a_class_written_otherwise_is_recognised(tmp_path):
         ready(tmp_path)
 
 
+def test_a_pipe_is_no_picture(photos):
+    os.mkfifo(photos / "cat" / "pipe.png")
+    with pytest.raises(ValueError, match=r"cat/pipe.png \(no file\)"):
+        ready(photos)
+
+
 def test_names_that_are_not_utf_8(tmp_path):
     tree(tmp_path, "dog", n=10)
     strange = os.fsencode(tmp_path) + b"/caf\xe9"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 import time
 import unicodedata
 from collections import Counter
@@ -159,6 +160,8 @@ def look_at(files: list[PictureFile]) -> tuple[dict[PictureFile, Look], Problems
 
 def look(path: str) -> Look:
     """Raises an exception for what is no picture, and ValueError for a single pixel: blown up, it teaches nothing."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe, which nobody may ever write into
+        raise ValueError("no file")
     with open(path, "rb") as file:
         content = file.read()
     if not content:
