@@ -233,7 +233,9 @@ def in_sweep() -> bool:
 
 def quiet_libraries() -> None:
     """Silence what libraries say to developers; errors and our own messages stay."""
-    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch|torchmetrics|lightning_utilities|hydra|PIL)(\..*)?")
+    warnings.filterwarnings(
+        "ignore", module=r"(pytorch_lightning|lightning_fabric|torch|torchmetrics|lightning_utilities|hydra|PIL)(\..*)?"
+    )
     for package in ("pytorch_lightning", "lightning_fabric"):  # their own level is set when they are imported
         for name in ("rank_zero", "seed", "distributed"):
             logging.getLogger(f"{package}.utilities.{name}").setLevel(logging.ERROR)

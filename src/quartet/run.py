@@ -229,10 +229,15 @@ class Run:
             yield
             return
         with (self.directory / "config.yaml").open("r+b") as file:  # NFS locks only what can be written
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BlockingIOError(f"{self} is being trained by another process; stop that one first") from error
+            for attempt in range(6):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if attempt == 5:
+                        message = f"{self} is being trained by another process; stop that one first"
+                        raise BlockingIOError(message) from error
+                    time.sleep(0.02)  # another one may just be looking, see `is_busy`
             yield
 
     @property

@@ -103,7 +103,9 @@ class Table:
 
 
 def _cell(cell: str | Links, side: str) -> str:
-    return f"<td{side}>{cell.html() if isinstance(cell, Links) else escape(cell)}</td>"
+    if isinstance(cell, Links):
+        return f'<td class="links">{cell.html()}</td>'
+    return f"<td{side}>{escape(cell)}</td>"
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ caption span { display: block; max-width: calc(100vw - 2rem); }
 th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd; }
 th { border-bottom: 2px solid #444; }
 .number { text-align: right; white-space: nowrap; }
+.links { min-width: 8rem; }
 tbody tr:hover { background: #f2f7fb; }
 a { color: #005a8f; }
 figure { margin: 1.2rem 0; }

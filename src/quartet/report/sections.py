@@ -106,10 +106,11 @@ def ranking(study: Study) -> Iterator[Block]:
     if not study.ranked:
         return
     yield Heading("Ranking")
-    scores = [name for metric in study.objectives for name in (f"{metric} mean ± std", "95 % interval")]
+    means = [f"{metric} mean ± std" for metric in study.objectives]
+    spread = ["95 % interval"] * len(means)
     rows = [_ranking_row(study, place, setting) for place, setting in enumerate(study.ranked[:SHOWN], 1)]
     caption = f"Settings by the mean of {study.metric} over seeds and folds{more(study.ranked)}"
-    yield Table(caption, ["", *scores, "n", *short(study.keys).values(), "runs"], rows)
+    yield Table(caption, ["", *means, *short(study.keys).values(), *spread, "n", "runs"], rows)
     if len(study.ranked) > 1:
         drawn = figures.ranking(study.ranked, study.metric, study.mode)
         alt = "; ".join(
@@ -124,9 +125,10 @@ def _ranking_row(study: Study, place: int, setting: Setting) -> list[str | Links
     n, begun = len(setting.scored), len(setting.records) - setting.repeated
     return [
         str(place),
-        *(words for e in estimates for words in (uncertain(e), interval(e))),
-        str(n) if n == begun else f"{n} of {begun}",
+        *map(uncertain, estimates),
         *(text(setting.values[key]) for key in study.keys),
+        *map(interval, estimates),
+        str(n) if n == begun else f"{n} of {begun}",
         links(study, *setting.scored.values()),
     ]
 
