@@ -46,13 +46,19 @@ def test_run_dir_names_the_directory_and_a_full_one_is_refused(tmp_path):
         Run.create(config(dir=str(tmp_path / "here" / "config.yaml")))
 
 
-def test_what_is_written_is_read():
+@pytest.mark.parametrize("changes", [b"", b"diff --git a/x b/x\n"])
+def test_what_is_written_is_read(monkeypatch, changes):
+    """What the code has beyond its commit is kept beside the name of that."""
+    monkeypatch.setattr("quartet.run._git_state", lambda: {"commit": "0", "dirty": bool(changes)})
+    monkeypatch.setattr("quartet.run._uncommitted", lambda: changes)
     run = Run.create(config())
     run.write("result.json", {"text": "ü中", "number": 0.1})
     assert run.read("result.json") == {"text": "ü中", "number": 0.1}
     assert run.config.data.batch_size == 4
     assert run.read("environment.json")["python"]
-    assert {path.name for path in run.directory.iterdir()} == {"config.yaml", "environment.json", "result.json"}
+    names = {path.name for path in run.directory.iterdir()} - {"config.yaml", "environment.json", "result.json"}
+    assert names == ({"uncommitted.diff"} if changes else set())
+    assert not changes or (run.directory / "uncommitted.diff").read_bytes() == changes
 
 
 def test_latest_is_the_newest_run_with_a_checkpoint(outputs):
