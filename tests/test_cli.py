@@ -280,3 +280,17 @@ def test_the_table_of_classes_has_the_worst_first(capsys):
 
     assert len({cell_len(line) for line in lines}) == 1, "aligned, also where letters are two wide"
     assert list(per_class({"test/rmse": 1.0})) == []
+
+
+def test_metrics_without_classes_are_lines_and_nothing_else(script):
+    words = "model=mlp data=diabetes trainer.max_epochs=1 callbacks.data_report=null callbacks.figures=null logger=none"
+    assert script("train", *words.split(), "run.dir=run").returncode == 0
+    lines = script("evaluate", "run=run", "split=test").stdout.splitlines()
+    assert lines[0] == "run: run" and all(line.startswith("  test/") for line in lines[1:]) and len(lines) > 3
+
+
+def test_a_folder_called_debug_above_the_project_debugs_nothing(script, outputs, tmp_path):
+    place = tmp_path / "debug" / "outputs"
+    done = script("train", *FAST.split(), environment={"QUARTET_OUTPUTS": str(place)})
+    assert done.returncode == 0 and "Linear" not in done.stdout
+    assert script("evaluate", "split=val", environment={"QUARTET_OUTPUTS": str(place)}).returncode == 0

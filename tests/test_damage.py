@@ -423,3 +423,17 @@ def test_names_of_a_run_are_shown_as_they_are(compose, stopped, capsys, monkeypa
     with pytest.raises(ValueError) as error:
         build.opened(stopped)
     assert f"_target_={SHOWN} is not allowed" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"command": 5}', '{"command": [1, 2]}'])
+def test_a_run_whose_environment_is_damaged_ends_well(stopped, content):
+    """Only a table in TensorBoard says less; found out after the last step, an error would fail a whole training."""
+    path = stopped.directory / "environment.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    build_loggers = {"tensorboard": {"_target_": "quartet.callbacks.tensorboard.RunTensorBoard"}}
+    config = stopped.config
+    config.logger = build_loggers
+    (stopped.directory / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    assert train(stopped)["status"] == "completed" and stopped.status == "completed"

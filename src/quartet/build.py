@@ -54,6 +54,7 @@ OUTSIDE, WHERE = re.compile(r"^[/\\~]|^\w+:[/\\]|(^|[/\\])\.\.([/\\]|$)"), re.co
 FIELD = re.compile(
     r"\{[\w/]+(:0?\d?\d?(\.\d)?[defg]?)?\}"
 )  # of a file name: {epoch}, {val/loss:.2f}; others make any character
+LOGGER_EXTRAS = ("wandb", "mlflow")  # of pyproject.toml
 # keys that no constructor takes: those that steer composition, and those that say how training starts
 NOTES = ("_target_", "accepts", "provides", "window_order", "recipe", "predicts", "max_restarts", "rendezvous")
 START = ("init_from", "freeze", "backbone_lr")
@@ -403,7 +404,7 @@ def build_callbacks(config: DictConfig, directory: Path) -> list[Callback]:
 def build_loggers(config: DictConfig, directory: Path) -> list[Logger]:
     """Those that write files are told where; one of the user's own need not be.
 
-    Raises ValueError where the package of one is not installed.
+    Raises ValueError where the package behind one of ours is not installed.
     """
     return [_build_logger(name, node, directory) for name, node in plain(config)["logger"].items() if node is not None]
 
@@ -414,6 +415,8 @@ def _build_logger(name: str, node: dict[str, Any], directory: Path) -> Logger:
     try:
         return make({key: ours.get(key) if value is None else value for key, value in node.items()}, "logger", **files)
     except ModuleNotFoundError as error:
+        if name not in LOGGER_EXTRAS:
+            raise
         raise ValueError(
             f"logger={name} needs a package that is not installed: {sys.executable} -m pip install -e '.[{name}]' ({error})"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 
 from rich.cells import cell_len
@@ -26,7 +27,9 @@ def report(where: str, split: str | None, data_path: str | None = None) -> None:
         width = max(28, *map(len, of_all))
         for name, value in of_all.items():
             print(f"  {name:<{width}} {value:.6f}")
-        print("\n".join(per_class(metrics)), flush=True)
+        for line in per_class(metrics):
+            print(line)
+        sys.stdout.flush()
 
 
 def per_class(metrics: dict[str, float]) -> Iterator[str]:

@@ -27,6 +27,10 @@ from quartet.run import DEBUG, Run
 from quartet.say import say
 from quartet.tasks.base import Task
 
+# what the HPARAMS tab shows of a single run, whatever was typed, and what of the command says nothing about it
+ALWAYS = {"optimizer.lr": ("optimizer", "lr"), "data.batch_size": ("data", "batch_size")}
+UNTOLD = ("run.", "resume", "logger", "callbacks", "hydra", "-", "data.path")
+
 
 class History(Callback):
     """The metrics of each validation, so that those of the best need no second pass; and the seconds of fitting."""
@@ -212,7 +216,7 @@ def prepare(run: Run, data: DataModule | None = None) -> Parts:
     if config.trainer.get("overfit_batches"):
         data.overfit()
     _introduce(data, task, trainer)
-    if DEBUG in run.directory.parts and trainer.is_global_zero:
+    if config.run.name.startswith(f"{DEBUG}/") and trainer.is_global_zero:
         _show_layers(task, data)
     return Parts(data, task, trainer, history)
 
@@ -301,7 +305,7 @@ def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
             logger.log_hyperparams(tensorboard.flatten(build.plain(run.config)))  # type: ignore[arg-type]
     trainer.fit(task, datamodule=data, ckpt_path=run.last_checkpoint, weights_only=True)
     for stopper in trainer.early_stopping_callbacks:
-        if stopper.stopped_epoch and stopper.wait_count >= stopper.patience:
+        if stopper.wait_count >= stopper.patience:
             say(f"stopped: {stopper.monitor} has not improved for {stopper.patience} validations")
     pruned = any(isinstance(c, Pruning) and c.pruned for c in trainer.callbacks)  # type: ignore[attr-defined]
     test_metrics = _tested(run, parts) if run.config.get("test", True) and not pruned else {}
@@ -380,13 +384,11 @@ def _settings(run: Run) -> dict[str, Any]:
     """What one looks for first of a single run: what was chosen on its command line, and what matters always."""
     config = build.plain(run.config)
     kept = {key: config[group].get(name) for key, (group, name) in ALWAYS.items() if name in config[group]}
-    words = (word.lstrip("+").partition("=") for word in run.read("environment.json").get("command", [])[1:])
-    typed = {key: _number_or_text(value) for key, _, value in words if value and not key.startswith(UNTOLD)}
-    return {"run": config["run"]["name"], **kept, "seed": config["seed"], **typed}
-
-
-ALWAYS = {"optimizer.lr": ("optimizer", "lr"), "data.batch_size": ("data", "batch_size")}
-UNTOLD = ("run.", "resume", "logger", "callbacks", "hydra", "-", "data.path")
+    said: dict[str, float | str] = {}
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged: a table says less
+        words = [word.lstrip("+").partition("=") for word in run.read("environment.json")["command"][1:]]
+        said = {key: _number_or_text(value) for key, _, value in words if value and not key.startswith(UNTOLD)}
+    return {"run": config["run"]["name"], **kept, "seed": config["seed"], **said}
 
 
 def _varied(run: Run) -> dict[str, float | str]:

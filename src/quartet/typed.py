@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
-PLAIN = re.compile(r"(?=.*[A-Za-z])(?!.*\$\{)[\w./@%+:-]+", re.ASCII)  # what Hydra takes for text without quotes
-EVERYWHERE = "python scripts/train.py"  # in pages, which are read on other machines too
+PLAIN = re.compile(r"(?=.*[A-Za-z])[\w./@%+:-]+", re.ASCII)  # what Hydra takes for text without quotes
 OTHER = re.compile(r"(?i)true|false|null|[+-]?(nan|inf)|[+-]?[\d_.]+(e[+-]?\d+)?")  # what it takes for something else
+EVERYWHERE = "python scripts/train.py"  # in pages, which are read on other machines too
 
 
 def argument(key: str, value: Any) -> str:
@@ -42,7 +42,7 @@ def command(script: str, *words: str) -> str:
 
 
 def tensorboard(directory: Path) -> str:
-    """What shows one run, or one sweep: of more than forty runs TensorBoard shows none at first."""
+    """The command that shows one run, or the runs of one sweep."""
     return f"{_python()} -m tensorboard.main --logdir {_path(directory)}"
 
 

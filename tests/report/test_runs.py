@@ -34,6 +34,14 @@ def test_a_glob_that_matches_nothing(tmp_path):
         collect_runs(str(tmp_path / "*"), tmp_path)
 
 
+def test_runs_for_debugging_are_left_out_and_a_folder_called_debug_is_none(make_run, outputs, tmp_path):
+    for place in (outputs / "mlp" / "1", outputs / "debug" / "mlp" / "2", tmp_path / "debug" / "3"):
+        make_run(place)
+    names = [record.directory.name for record in collect_runs(str(outputs / "**"), tmp_path).records]
+    assert names == ["1"]
+    assert len(collect_runs(str(tmp_path / "debug" / "*"), tmp_path).records) == 1
+
+
 def test_runs_with_different_monitors(make_run, tmp_path):
     make_run(tmp_path / "0")
     make_run(tmp_path / "1", 1.0, {"monitor.metric": "val/accuracy", "monitor.mode": "max"})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 
 import pytest
 
 from quartet.sweeps.locks import job_lock, sweep_lock
 from quartet.sweeps.plan import FILE, JOURNAL, Plan
 from quartet.sweeps.space import parse
-from quartet.sweeps.study import Reporter, Study
+from quartet.sweeps.study import Reporter, Study, _flock_class
 
 SETTINGS = {
     "sampler": "tpe", "pruner": None, "min_validations": 1, "reduction_factor": 3, "n_trials": 6, "max_minutes": None,
@@ -117,6 +118,26 @@ def test_a_line_that_a_full_disk_has_cut_is_taken_back_before_the_next_one(tmp_p
     study.tell(number, "completed", [0.5])
     assert study.ask()[0] == 1 and study.states() == {0: "complete", 1: "running"}
     assert open_study(tmp_path).states() == study.states()
+
+
+def test_a_line_that_somebody_is_writing_is_left_alone(tmp_path):
+    """Jobs open the study while others write: only who holds the lock knows that an unfinished line stays unfinished."""
+    open_study(tmp_path).ask()
+    lock = _flock_class()(tmp_path / JOURNAL)
+    lock.acquire()
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code":7,"half')
+        journal.flush()
+        opening = threading.Thread(target=Reporter, args=(tmp_path, 0))
+        opening.start()
+        opening.join(0.5)
+        assert (tmp_path / JOURNAL).read_bytes().endswith(b"half"), (
+            "another process has cut a line that is being written"
+        )
+        os.truncate(tmp_path / JOURNAL, (tmp_path / JOURNAL).stat().st_size - len(b'{"op_code":7,"half'))
+    lock.release()
+    opening.join(30)
+    assert not opening.is_alive()
 
 
 def test_a_journal_of_one_long_cut_line_is_emptied_and_none_is_harmed(tmp_path):

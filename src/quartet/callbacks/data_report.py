@@ -95,8 +95,8 @@ def _draw_parts(axes: Axes, report: dict[str, Any]) -> None:
     box = Bbox.from_bounds(0.32, 1 - height, 0.68, height)
     table = axes.table(cells, rowLabels=labels, colLabels=list(parts), bbox=box, edges="horizontal")
     table.auto_set_font_size(False)
-    for box in table.get_celld().values():
-        box.set_edgecolor("0.85")
+    for frame in table.get_celld().values():
+        frame.set_edgecolor("0.85")
     table.set_fontsize(9)
     notes = "\n".join(textwrap.fill(f"• {note}", 68, subsequent_indent="  ") for note in report.get("notes", []))
     axes.text(0, 0.95 - height, notes, va="top", fontsize=8, transform=axes.transAxes)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -79,6 +81,7 @@ class DataModule(LightningDataModule):
             self._adopt({**self.fit(parts["train"]), "fingerprint": fingerprint})
         elif self._preprocessing["fingerprint"] != fingerprint:
             raise ValueError("the data have changed since the run was trained; bring back the old data or train again")
+        _refuse_twins(self.spec.classes or ())
         datasets = {part: self.encode_split(parts[part]) for part in SPLITS}
         self._check_sizes({part: len(dataset) for part, dataset in datasets.items()})
         self.datasets = datasets
@@ -171,6 +174,17 @@ class DataModule(LightningDataModule):
             world=self.world,
             window=getattr(trainer, "accumulate_grad_batches", 1),
         )
+
+
+def _refuse_twins(classes: Sequence[str]) -> None:
+    """ValueError for classes that nobody can tell apart: é may be written as one sign or as two."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        twin = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if twin != name:
+            raise ValueError(
+                f"the classes {twin!a} and {name!a} look the same, {name}; write them in the same way in the data"
+            )
 
 
 def batches_seen(trainer: Trainer) -> tuple[int, int]:

@@ -143,9 +143,8 @@ def collect_sweep(directory: Path) -> Collection:
     plan = _read(directory / "sweep.json")
     logs = {int(path.stem) for path in (directory / "logs").glob("*.log") if path.stem.isdecimal()}
     begun = {int(path.name) for path in _numbered(directory) if any((path / name).is_file() for name in MARKS)} | logs
-    proposed = _lines(directory / "journal.log") or 10 * len(
-        begun
-    )  # a trial has a line, at least; others leave no journal
+    # a trial has a line in the journal, at least; other sweepers leave none
+    proposed = _lines(directory / "journal.log") or 10 * len(begun)
     everyone = sorted(begun | set(range(min(max(begun, default=-1) + 1, proposed))))
     records = [read_run(directory / str(n), str(n), directory / "logs" / f"{n}.log") for n in everyone]
     return Collection(f"sweep {directory.name}", directory, records, plan)
@@ -165,7 +164,8 @@ def collect_runs(pattern: str, directory: Path) -> Collection:
 
 def _runs_at(pattern: str) -> list[Path]:
     paths = sorted(Path(path).absolute() for path in glob.glob(pattern, recursive=True))
-    return [path for path in paths if (path / "config.yaml").is_file() and DEBUG not in path.parts]
+    debugged = outputs("outputs") / DEBUG
+    return [path for path in paths if (path / "config.yaml").is_file() and debugged not in path.parents]
 
 
 def read_run(directory: Path, name: str, log: Path | None = None) -> Record:

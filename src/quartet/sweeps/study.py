@@ -125,19 +125,14 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
 
     _quiet(optuna)
     journal = directory / JOURNAL
-    with journal.open("ab") as file:
-        cut_back(file)
     lock = _flock_class()(journal) if fcntl else None
+    if lock is not None and lock.acquire():  # which mends the end; without the lock, somebody may be writing there
+        lock.release()
     try:
         storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        RecursionError,
-    ) as error:  # Optuna replays all lines
+    except Exception as error:  # Optuna replays all lines
+        if isinstance(error, OSError):
+            raise
         raise ValueError(
             f"{_damage(journal)} ({described(describe(error))}); bring the file back from a copy, or start another sweep: "
             "the runs themselves are whole, scripts/report.py reads them"
