@@ -31,7 +31,7 @@ from quartet.workers import describe, revive
 SMALL = (
     "model=mlp model.hidden=[4] data.batch_size=64 trainer.accelerator=cpu trainer.max_steps=4 trainer.max_epochs=-1 "
 )
-SMALL += "callbacks=none callbacks.data_report=null trainer.val_check_interval=2"
+SMALL += "callbacks=none trainer.val_check_interval=2"
 
 
 @pytest.fixture(scope="module")
