@@ -342,13 +342,13 @@ def test_the_readme_s_own_files_train_and_are_found_again_from_another_directory
 
 
 def test_a_sweep_makes_a_run_for_each_combination(script, outputs):
-    grid = ["optimizer.lr=1e-3,3e-3", "data.batch_size=32,64", "model.dropout=0,0.1"]
+    grid = ["optimizer.lr=1e-3,3e-3", "data.batch_size=32,64"]
     process = script("train", "-m", "model=mlp", "trainer=debug", "sweep.report=false", *grid)
     assert process.returncode == 0, process.stderr
     results = [json.loads(path.read_text()) for path in outputs.rglob("result.json")]
-    assert len(results) == 8 and all(result["status"] == "completed" for result in results)
+    assert len(results) == 4 and all(result["status"] == "completed" for result in results)
     configs = [OmegaConf.load(path) for path in outputs.glob("sweeps/*/*/config.yaml")]
-    assert len({(c.optimizer.lr, c.data.batch_size, c.model.dropout) for c in configs}) == 8
+    assert len({(c.optimizer.lr, c.data.batch_size) for c in configs}) == 4
 
 
 def test_penalties_and_clipping_can_be_swept_and_a_failed_job_does_not_stop_the_others(script, outputs):
