@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -294,3 +297,23 @@ def test_a_folder_called_debug_above_the_project_debugs_nothing(script, outputs,
     done = script("train", *FAST.split(), environment={"QUARTET_OUTPUTS": str(place)})
     assert done.returncode == 0 and "Linear" not in done.stdout
     assert script("evaluate", "split=val", environment={"QUARTET_OUTPUTS": str(place)}).returncode == 0
+
+
+LINES = """
+from quartet.cli import command
+
+@command("generate")
+def main(config):
+    while True:
+        print("a line", flush=True)
+
+main()
+"""
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_word():
+    process = subprocess.Popen([sys.executable, "-c", LINES], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    assert process.stdout.readline() == "a line\n"
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 128 + signal.SIGPIPE

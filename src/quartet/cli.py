@@ -12,7 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -73,8 +73,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 try:
                     _take_texts(config)
                     return work(config)
-                except BrokenPipeError:  # whoever read has seen enough
-                    raise
+                except BrokenPipeError:
+                    _reader_has_left()
                 except Exception as error:
                     if full:
                         traceback.print_exc()
@@ -98,8 +98,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             except Interrupted as interruption:
                 sys.exit(interruption.exit_code)
             except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(128 + 13)  # as SIGPIPE ends a program
+                _reader_has_left()
             except Exception as error:  # of composing, not of the job
                 if full:
                     raise
@@ -111,6 +110,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return main
 
     return decorate
+
+
+def _reader_has_left() -> NoReturn:
+    """End without a word where standard output is a pipe that nobody reads any more, as `| head` leaves it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + 13)  # as SIGPIPE ends a program
 
 
 def help_text(config_name: str, purpose: str, arguments: list[str]) -> str:
