@@ -101,13 +101,13 @@ def readme_tree() -> set[str]:
 
 
 def test_the_readme_s_tree_is_the_project():
-    """Every path in the tree exists; every Python file of the package, script and group of conf/ is in the tree."""
+    """Every path in the tree exists; every package, and every group of conf/, is in the tree."""
     tree = readme_tree()
     missing = [path for path in tree if not (PROJECT / path).exists()]
     assert not missing, f"in the README but not in the project: {missing}"
-    names = {name for name in OURS if name.endswith(".py") and not name.endswith("__init__.py")}
+    names = {Path(name).parent.as_posix() for name in OURS if name.startswith("src/")} - {"src/quartet"}
     names |= {name.rpartition("/")[0] for name in OURS if name.count("/") == 2 and name.startswith("conf/")}
-    assert names <= tree, f"not in the README: {sorted(names - tree)}"
+    assert names <= {path.rstrip("/") for path in tree} | {"src/quartet"}, f"not in the README: {sorted(names - tree)}"
 
 
 def test_every_row_of_the_results_names_its_experiment():
