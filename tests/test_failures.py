@@ -20,7 +20,7 @@ from quartet.run import Run
 from quartet.train import Task, create_and_train, train
 
 SMALL = "model=mlp model.hidden=[4] data.batch_size=64 trainer.accelerator=cpu trainer.max_epochs=-1 callbacks=none "
-SMALL += "callbacks.data_report=null logger=none trainer.val_check_interval=2 trainer.max_steps=8"
+SMALL += "logger=none trainer.val_check_interval=2 trainer.max_steps=8"
 
 
 def content(run: Run, name: str = "last.ckpt") -> dict:
@@ -171,7 +171,11 @@ def test_many_runs_at_once_in_one_folder_are_as_many_results(compose, outputs):
     runs = [Run(path.parent) for path in outputs.rglob("config.yaml")]
     assert len(runs) == n and sorted(run.config.seed for run in runs) == sorted(i % 3 for i in range(n))
     for run in runs:
-        files = {path.name for path in run.directory.rglob("*") if path.is_file() and "tfevents" not in path.name}
+        files = {
+            path.name
+            for path in run.directory.rglob("*")
+            if path.is_file() and path.suffix not in (".diff", "") and "tfevents" not in path.name
+        }
         assert files == {"config.yaml", "environment.json", "preprocessing.json", "data.json", "metrics.csv", "result.json",
                          "best.ckpt", "last.ckpt"}  # fmt: skip
         assert run.status == "completed" and content(run)["finished"]
