@@ -141,14 +141,14 @@ def test_conf_values_fit_the_constructors(conf_values):
     ("changes", "message"),
     [
         ({"name": "resnet_18"}, "model.name=resnet_18 is no torchvision classifier; the nearest are resnet18"),
-        ({"small_stem": "yes"}, "model.small_stem must be auto, true or false, not 'yes'"),
+        ({"small_stem": "yes"}, "model.small_stem must be true or false or auto, not 'yes'"),
         ({"name": "vgg11", "small_stem": True}, "model.small_stem=true is for the ResNet family, not vgg11"),
-        ({"dropout": 1}, "model.dropout=1 must be a probability"),
+        ({"dropout": 1}, "model.dropout must be a probability: at least 0 and below 1, not 1"),
         (
             {"weights": "BEST"},
             "model.weights=BEST is unknown: resnet18 has IMAGENET1K_V1, DEFAULT; or name a .pth file",
         ),
-        ({"name": "nothing", "dropout": 1}, "model.dropout.*; model.name"),
+        ({"name": "nothing", "dropout": 1}, r"model.dropout must be .*\nmodel.name"),
         ({"name": "densenet121"}, "model.name=densenet121 cannot work on pictures of 8×8 pixels"),
         ({"name": "vit_b_16", "image_size": 24}, "model.name=vit_b_16 cannot work on pictures of 24×24 pixels"),
     ],
@@ -161,9 +161,9 @@ def test_mistakes_with_torchvision_are_named(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"widths": []}, r"model.widths=\[\] must hold one width of 1 or more for each stage"),
-        ({"widths": [8, 0]}, r"model.widths=\[8, 0\] must hold"),
-        ({"dropout": 1}, "model.dropout=1 must be a probability"),
+        ({"widths": []}, r"model.widths is empty"),
+        ({"widths": [8, 0]}, r"model.widths must be a list, each item an integer of at least 1, not \[8, 0\]"),
+        ({"dropout": 1}, "model.dropout must be a probability: at least 0 and below 1, not 1"),
         ({"image_size": 4}, "4×4 pixels"),
     ],
 )

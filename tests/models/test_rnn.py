@@ -159,12 +159,12 @@ def test_conf_values_fit_the_constructor(conf_values):
     [
         ({"cell": "mgu"}, "model.cell must be one of lstm, gru, rnn_tanh, rnn_relu, not 'mgu'"),
         ({"pooling": "first"}, "model.pooling must be one of"),
-        ({"n_layers": 0}, "model.n_layers=0 must be 1 or more"),
-        ({"d_embedding": 0}, "model.d_embedding=0 must be 1 or more"),
-        ({"dropout": -0.1}, "model.dropout=-0.1 must be a probability"),
+        ({"n_layers": 0}, "model.n_layers must be an integer of at least 1, not 0"),
+        ({"d_embedding": 0}, "model.d_embedding must be an integer of at least 1 or null, not 0"),
+        ({"dropout": -0.1}, "model.dropout must be a probability: at least 0 and below 1, not -0.1"),
         ({"bidirectional": True}, "model.bidirectional=true reads what it must predict"),
         ({"n_classes": 3}, "a classifier needs pad_id"),
-        ({"cell": "mgu", "d_hidden": 0}, "model.cell.*; model.d_hidden"),
+        ({"cell": "mgu", "d_hidden": 0}, r"model.cell must be .*\nmodel.d_hidden"),
     ],
 )
 def test_mistakes_are_named(changes, message):

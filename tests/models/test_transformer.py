@@ -168,14 +168,14 @@ def test_conf_values_fit_the_constructor(name, conf_values):
         ({"norm_position": "middle"}, "model.norm_position must be one of"),
         ({"feed_forward": "tanh"}, "model.feed_forward must be one of"),
         ({"pooling": "last"}, "model.pooling must be one of"),
-        ({"n_heads": 5}, r"model.n_heads=5 does not divide model.d_model=32; take one of \[1, 2, 4, 8, 16\]"),
+        ({"n_heads": 5}, r"model.n_heads=5 does not divide model.d_model=32; use one of \[1, 2, 4, 8, 16\]"),
         ({"d_model": 20}, "rotary positions need an even head size, not 20/4"),
         ({"n_kv_heads": 3}, "model.n_kv_heads=3 does not divide model.n_heads=4"),
         ({"positions": "sinusoidal", "n_heads": 1, "d_model": 33}, "sinusoidal positions need an even width"),
-        ({"n_heads": 0}, "model.n_heads=0 must be 1 or more"),
-        ({"dropout": 1.0}, "model.dropout=1.0 must be a probability"),
+        ({"n_heads": 0}, "model.n_heads must be an integer of at least 1, not 0"),
+        ({"dropout": 1.0}, "model.dropout must be a probability: at least 0 and below 1, not 1.0"),
         ({"n_classes": 3}, "a classifier needs pad_id"),
-        ({"n_heads": 5, "norm": "batch"}, "model.norm.*; model.n_heads"),
+        ({"n_heads": 5, "norm": "batch"}, r"model.norm must be .*\nmodel.n_heads"),
     ],
 )
 def test_mistakes_are_named(changes, message):

@@ -12,13 +12,14 @@ Letters: B batch, S side of the square picture in pixels, D width, C classes.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from quartet.models.checks import bad_dropout, is_int, nearest, raise_if
+from quartet import arguments
+from quartet.arguments import PositiveInt, Probability, nearest
 
 SMALL_SIDE = 64  # pixels; up to here a stem that shrinks the picture fourfold throws away too much
 _RESNETS = ("resnet", "resnext", "wide_resnet")
@@ -47,12 +48,12 @@ class TorchvisionClassifier(nn.Module):
         n_classes: int,
         name: str,
         weights: str | None,
-        small_stem: bool | str,
-        dropout: float,
+        small_stem: bool | Literal["auto"],
+        dropout: Probability,
         channels_last: bool,
     ):
+        arguments.check(TorchvisionClassifier, locals())
         super().__init__()
-        raise_if(self.problems({"name": name, "weights": weights, "small_stem": small_stem, "dropout": dropout}))
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = _build(name, image_size, n_classes)
         small_stem = image_size <= SMALL_SIDE and weights is None if small_stem == "auto" else small_stem
@@ -68,9 +69,7 @@ class TorchvisionClassifier(nn.Module):
     def problems(settings: dict[str, Any]) -> list[str]:
         """What is wrong with these `conf/model` values, one sentence each; keys may be missing."""
         name, small_stem, known = settings.get("name"), settings.get("small_stem"), models.list_models(module=models)
-        problems = bad_dropout(settings)
-        if isinstance(small_stem, str) and small_stem != "auto":
-            problems.append(f"model.small_stem must be auto, true or false, not {small_stem!r}")
+        problems = []
         if isinstance(name, str) and name not in known:
             problems.append(f"model.name={name} is no torchvision classifier; the nearest are {nearest(name, known)}")
         elif isinstance(name, str) and small_stem is True and not name.startswith(_RESNETS):
@@ -203,16 +202,13 @@ class SmallResNet(nn.Module):
         in_channels: int,
         image_size: int,
         n_classes: int,
-        widths: list[int],
-        dropout: float,
+        widths: list[PositiveInt],
+        dropout: Probability,
         logit_scale: float,
         channels_last: bool,
     ):
+        arguments.check(SmallResNet, locals())
         super().__init__()
-        problems = self.problems({"widths": widths, "dropout": dropout})
-        if image_size < 8:
-            problems.append(f"pictures of {image_size}×{image_size} pixels are too small; take data of 8×8 or more")
-        raise_if(problems)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.logit_scale = logit_scale
         width, side = max(1, widths[0] // 2), image_size
@@ -227,10 +223,11 @@ class SmallResNet(nn.Module):
     @staticmethod
     def problems(settings: dict[str, Any]) -> list[str]:
         """What is wrong with these `conf/model` values, one sentence each; keys may be missing."""
-        widths = settings.get("widths")
-        problems = bad_dropout(settings)
-        if isinstance(widths, list | tuple) and (not widths or any(is_int(width) and width < 1 for width in widths)):
-            problems.append(f"model.widths={list(widths)} must hold one width of 1 or more for each stage")
+        size, problems = settings.get("image_size", 8), []
+        if settings.get("widths") == []:
+            problems.append("model.widths is empty; give one width for each stage")
+        if size < 8:
+            problems.append(f"images of {size}×{size} pixels are too small; use data of 8×8 or more")
         return problems
 
     def forward(self, image: Tensor) -> Tensor:

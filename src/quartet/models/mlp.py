@@ -10,12 +10,13 @@ Letters: B batch, N numeric columns, K categorical columns, D width, k members, 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from quartet.models.checks import bad_dropout, is_int, raise_if, too_small, unknown_choices
+from quartet import arguments
+from quartet.arguments import PositiveFloat, PositiveInt, Probability, Rule
 from quartet.models.tabular import (
     MemberBatchNorm,
     MemberHeads,
@@ -42,13 +43,8 @@ _INITIALIZATIONS = {
     "kaiming": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),  # for relu and its relatives
     "normal": lambda weight: nn.init.normal_(weight, std=0.05),  # a fixed scale, whatever the width
 }
-_CHOICES = {
-    "activation": _ACTIVATIONS,
-    "normalization": _NORMALIZATIONS,
-    "initialization": _INITIALIZATIONS,
-    "numeric_embedding": ("none", "periodic", "piecewise_linear"),
-}
-MAX_BINS = 64  # as many as the data's quantiles have room for
+MAX_BINS = 64  # the data's quantiles have no room for more
+Bins = Annotated[int, Rule(f"an integer from 1 to {MAX_BINS}", lambda n: 1 <= n <= MAX_BINS)]
 
 
 def embedding_width(cardinality: int, max_width: int) -> int:
@@ -77,24 +73,21 @@ class MLP(nn.Module):
         quantiles: list[list[float]],
         cardinalities: list[int],
         n_outputs: int,
-        hidden: list[int],
-        activation: str,
-        normalization: str,
-        dropout: float,
-        max_embedding: int,
-        initialization: str,
-        numeric_embedding: str,
-        d_numeric: int,
-        n_frequencies: int,
-        frequency_scale: float,
-        n_bins: int,
-        ensemble: int,
+        hidden: list[PositiveInt],
+        activation: Literal["relu", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "tanh", "sigmoid"],
+        normalization: Literal["none", "batch", "layer"],
+        dropout: Probability,
+        max_embedding: PositiveInt,
+        initialization: Literal["kaiming", "xavier", "normal"],
+        numeric_embedding: Literal["none", "periodic", "piecewise_linear"],
+        d_numeric: PositiveInt,
+        n_frequencies: PositiveInt,
+        frequency_scale: PositiveFloat,
+        n_bins: Bins,
+        ensemble: PositiveInt,
     ):
+        arguments.check(MLP, locals())
         super().__init__()
-        problems = self.problems({name: value for name, value in locals().items() if name != "self"})
-        if n_numeric + len(cardinalities) == 0:
-            problems.append("the table has no column besides the target; bring one numeric or categorical column")
-        raise_if(problems)
         self.n_members = ensemble
         self.embeddings = nn.ModuleList(nn.Embedding(n, embedding_width(n, max_embedding)) for n in cardinalities)
         self.numeric = nn.Identity()
@@ -119,19 +112,10 @@ class MLP(nn.Module):
 
     @staticmethod
     def problems(settings: dict[str, Any]) -> list[str]:
-        """What is wrong with these `conf/model` values, one sentence each; keys may be missing."""
-        problems = unknown_choices(settings, _CHOICES)
-        problems += too_small(settings, ("max_embedding", "d_numeric", "n_frequencies", "n_bins", "ensemble"))
-        problems += bad_dropout(settings)
-        hidden = settings.get("hidden")
-        if isinstance(hidden, list | tuple) and any(is_int(width) and width < 1 for width in hidden):
-            problems.append(f"model.hidden={list(hidden)} must hold widths of 1 or more")
-        scale, n_bins = settings.get("frequency_scale"), settings.get("n_bins")
-        if isinstance(scale, float | int) and scale <= 0:
-            problems.append(f"model.frequency_scale={scale} must be above 0")
-        if is_int(n_bins) and n_bins > MAX_BINS:
-            problems.append(f"model.n_bins={n_bins} must be at most {MAX_BINS}")
-        return problems
+        """A table has to have columns, which the constructor learns from the data."""
+        if settings.get("n_numeric") == 0 and not settings.get("cardinalities"):
+            return ["the table has no column besides the target; add a numeric or categorical column"]
+        return []
 
     def _initialise(self, initialise_weight) -> None:
         """Hidden layers by name; head near zero, so that the loss starts at ln(classes); unseen values add nothing."""

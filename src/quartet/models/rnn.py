@@ -11,12 +11,13 @@ Letters: B batch, T time, E embedding width, H hidden width, R directions (1 or 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from quartet.models.checks import bad_dropout, raise_if, too_small, unknown_choices
+from quartet import arguments
+from quartet.arguments import PositiveInt, Probability
 from quartet.models.dropout import LockedDropout, TokenDropout
 
 State = list[Any]  # of every layer: hidden state (1, B, H), for lstm the pair (hidden, cell)
@@ -27,7 +28,6 @@ _CELLS = {
     "rnn_tanh": (nn.RNN, {"nonlinearity": "tanh"}),
     "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
 }
-_POOLINGS = ("mean", "max", "last")
 
 
 class Layer(nn.Module):
@@ -76,23 +76,18 @@ class RNN(nn.Module):
         context_length: int,
         n_classes: int | None = None,
         pad_id: int | None = None,
-        cell: str,
-        n_layers: int,
-        d_embedding: int | None,
-        d_hidden: int,
-        dropout: float,
-        token_dropout: float,
+        cell: Literal["lstm", "gru", "rnn_tanh", "rnn_relu"],
+        n_layers: PositiveInt,
+        d_embedding: PositiveInt | None,
+        d_hidden: PositiveInt,
+        dropout: Probability,
+        token_dropout: Probability,
         tie_embeddings: bool,
         bidirectional: bool,
-        pooling: str,
+        pooling: Literal["mean", "max", "last"],
     ):
+        arguments.check(RNN, locals())
         super().__init__()
-        problems = self.problems({name: value for name, value in locals().items() if name != "self"})
-        if n_classes is None and bidirectional:
-            problems.append("model.bidirectional=true reads what it must predict; language modelling needs false")
-        if n_classes is not None and pad_id is None:
-            problems.append("a classifier needs pad_id, the token that fills short texts")
-        raise_if(problems)
         self.context_length, self.n_classes, self.pad_id = context_length, n_classes, pad_id
         self.pooling, self.bidirectional = pooling, bidirectional
         d_embedding, d_out = d_embedding or d_hidden, d_hidden * (1 + bidirectional)
@@ -113,12 +108,13 @@ class RNN(nn.Module):
 
     @staticmethod
     def problems(settings: dict[str, Any]) -> list[str]:
-        """What is wrong with these `conf/model` values, one sentence each; keys may be missing."""
-        return [
-            *unknown_choices(settings, {"cell": _CELLS, "pooling": _POOLINGS}),
-            *too_small(settings, ("n_layers", "d_hidden", "d_embedding")),
-            *bad_dropout(settings, ("dropout", "token_dropout")),
-        ]
+        """What contradicts the task, which the constructor learns from the data."""
+        problems = []
+        if "n_classes" in settings and settings["n_classes"] is None and settings.get("bidirectional"):
+            problems.append("model.bidirectional=true reads what it must predict; language modelling needs false")
+        if settings.get("n_classes") is not None and settings.get("pad_id") is None:
+            problems.append("a classifier needs pad_id, the token that fills short texts")
+        return problems
 
     def _initialise(self, last: nn.Linear) -> None:
         """Embedding and head with variance 1/width (a classifier's head less): the loss starts near ln(V) or ln(C).

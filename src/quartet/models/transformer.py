@@ -16,13 +16,14 @@ Letters: B batch, T time, P past positions, D width, H heads, G key/value heads,
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quartet.models.checks import bad_dropout, is_int, raise_if, too_small, unknown_choices
+from quartet import arguments
+from quartet.arguments import PositiveInt, Probability
 from quartet.models.dropout import TokenDropout
 
 State = list[tuple[Tensor, Tensor]]  # keys and values of every block, (B, G, P, D/H) each
@@ -116,13 +117,6 @@ class FeedForward(nn.Module):
 
 
 _ACTIVATIONS = {"relu2": lambda x: F.relu(x).square(), "relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
-_CHOICES = {
-    "positions": ("rotary", "learned", "sinusoidal"),
-    "norm": ("rmsnorm", "layernorm"),
-    "norm_position": ("pre", "post"),
-    "feed_forward": tuple(_ACTIVATIONS),
-    "pooling": ("mean", "max", "first"),
-}
 
 
 class Block(nn.Module):
@@ -160,27 +154,24 @@ class Transformer(nn.Module):
         context_length: int,
         n_classes: int | None = None,
         pad_id: int | None = None,
-        n_layers: int,
-        n_heads: int,
-        n_kv_heads: int | None,
-        d_model: int,
-        d_ff: int,
-        dropout: float,
-        token_dropout: float,
-        positions: str,
-        norm: str,
-        norm_position: str,
+        n_layers: PositiveInt,
+        n_heads: PositiveInt,
+        n_kv_heads: PositiveInt | None,
+        d_model: PositiveInt,
+        d_ff: PositiveInt,
+        dropout: Probability,
+        token_dropout: Probability,
+        positions: Literal["rotary", "learned", "sinusoidal"],
+        norm: Literal["rmsnorm", "layernorm"],
+        norm_position: Literal["pre", "post"],
         qk_norm: bool,
-        feed_forward: str,
+        feed_forward: Literal["relu2", "relu", "gelu", "swiglu"],
         bias: bool,
         tie_embeddings: bool,
-        pooling: str,
+        pooling: Literal["mean", "max", "first"],
     ):
+        arguments.check(Transformer, locals())
         super().__init__()
-        problems = self.problems({name: value for name, value in locals().items() if name != "self"})
-        if n_classes is not None and pad_id is None:
-            problems.append("a classifier needs pad_id, the token that fills short texts")
-        raise_if(problems)
         n_kv_heads = n_kv_heads or n_heads
         self.context_length, self.n_classes, self.pad_id, self.pooling = context_length, n_classes, pad_id, pooling
         make_norm = nn.RMSNorm if norm == "rmsnorm" else nn.LayerNorm
@@ -219,16 +210,21 @@ class Transformer(nn.Module):
 
     @staticmethod
     def problems(settings: dict[str, Any]) -> list[str]:
-        """What is wrong with these `conf/model` values, one sentence each; keys may be missing."""
-        sizes = ("n_layers", "n_heads", "n_kv_heads", "d_model", "d_ff")
-        small = too_small(settings, sizes)
-        misfits = [] if small else _misfits(settings)
-        return [
-            *unknown_choices(settings, _CHOICES),
-            *small,
-            *misfits,
-            *bad_dropout(settings, ("dropout", "token_dropout")),
-        ]
+        """Sizes that do not divide each other, and what a classifier needs of the data."""
+        problems = []
+        width, heads, kv_heads = (settings.get(name) for name in ("d_model", "n_heads", "n_kv_heads"))
+        if width and heads and width % heads:
+            fitting = [n for n in range(1, 4 * heads + 1) if width % n == 0]
+            problems.append(f"model.n_heads={heads} does not divide model.d_model={width}; use one of {fitting}")
+        elif width and heads and settings.get("positions") == "rotary" and (width // heads) % 2:
+            problems.append(f"rotary positions need an even head size, not {width}/{heads}; change model.n_heads")
+        if heads and kv_heads and heads % kv_heads:
+            problems.append(f"model.n_kv_heads={kv_heads} does not divide model.n_heads={heads}")
+        if width and settings.get("positions") == "sinusoidal" and width % 2:
+            problems.append(f"sinusoidal positions need an even width, not model.d_model={width}")
+        if settings.get("n_classes") is not None and settings.get("pad_id") is None:
+            problems.append("a classifier needs pad_id, the token that fills short texts")
+        return problems
 
     def _initialise(self, n_layers: int) -> None:
         """GPT-2: normal with 0.02, residual projections shrunk by √(2·layers) so that the variance does not grow."""
@@ -300,20 +296,3 @@ def _absolute_positions(kind: str, context_length: int, d_model: int) -> nn.Modu
     if kind == "learned":
         return nn.Embedding(context_length, d_model)
     return Sinusoids(context_length, d_model) if kind == "sinusoidal" else None
-
-
-def _misfits(settings: dict[str, Any]) -> list[str]:
-    """Sizes, each positive, that do not fit each other."""
-    problems = []
-    width, heads, kv_heads = (settings.get(name) for name in ("d_model", "n_heads", "n_kv_heads"))
-    if is_int(width) and is_int(heads):
-        if width % heads:
-            fitting = [n for n in range(1, 4 * heads + 1) if width % n == 0]
-            problems.append(f"model.n_heads={heads} does not divide model.d_model={width}; take one of {fitting}")
-        elif settings.get("positions") == "rotary" and (width // heads) % 2:
-            problems.append(f"rotary positions need an even head size, not {width}/{heads}; change model.n_heads")
-    if is_int(heads) and is_int(kv_heads) and heads % kv_heads:
-        problems.append(f"model.n_kv_heads={kv_heads} does not divide model.n_heads={heads}")
-    if settings.get("positions") == "sinusoidal" and is_int(width) and width % 2:
-        problems.append(f"sinusoidal positions need an even width, not model.d_model={width}")
-    return problems
