@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from quartet.data.table_files import TableFile
 from quartet.models.mlp import MLP
@@ -31,13 +31,9 @@ SECONDS = 2.0  # of each measurement
 
 
 def settings(group: str, name: str) -> Any:
-    """Constructor values of a file in conf/, without what steers composition."""
-    config: Any = OmegaConf.create(
-        {"seed": 0, "task": {"predicts": "class"}, group: OmegaConf.load(CONF / group / f"{name}.yaml")}
-    )
-    for key in ("defaults", "provides", "accepts", "recipe"):
-        config[group].pop(key, None)
-    return config[group]
+    """Constructor values of a file in conf/."""
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return hydra.compose("train", overrides=[f"{group}={name}"])[group]
 
 
 def write_csv(path: Path, n_rows: int) -> None:

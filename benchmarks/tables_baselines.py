@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, r2_score, roc_auc_score
@@ -46,9 +46,8 @@ BASELINES: dict[str, dict[str, Callable[[], Any]]] = {
 
 def load(name: str, split_seed: int) -> DataModule:
     """The data module of conf/data/<name>.yaml, set up with another split."""
-    config: Any = OmegaConf.create({"seed": 0, "data": OmegaConf.load(CONF / f"{name}.yaml")})
-    for key in ("defaults", "provides", "recipe"):
-        del config.data[key]
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF.parent)):
+        config: Any = hydra.compose("train", overrides=[f"data={name}"])
     data = instantiate(config.data, split_seed=split_seed)
     data.setup()
     return data

@@ -100,13 +100,13 @@ def test_what_is_no_setting_is_explained(script, word, expected):
     ("arguments", "expected"),
     [
         (["optimizer.lr=-1"], ["optimizer.lr must be a number above 0, not -1"]),
-        (["data.batch_size=many"], ["data.batch_size must be a whole number of at least 1, not 'many'"]),
-        (["model.dropout=1.5"], ["model.dropout must be a number from 0 to below 1"]),
+        (["data.batch_size=many"], ["data.batch_size must be an integer of at least 1, not 'many'"]),
+        (["model.dropout=1.5"], ["model.dropout must be a probability: at least 0 and below 1"]),
         (["trainer.max_steps=0"], ["trainer.max_steps must be"]),
-        (["trainer.val_check_interval=0"], ["must be a whole number of steps, or a share of an epoch"]),
-        (["trainer.val_check_interval=1.5"], ["must be a whole number of steps, or a share of an epoch"]),
+        (["trainer.val_check_interval=0"], ["trainer.val_check_interval must be an integer of at least 1 or a fraction"]),
+        (["trainer.val_check_interval=1.5"], ["trainer.val_check_interval must be an integer of at least 1 or a fraction"]),
         (["data.split=[0.5,0.6]"], ["data.split must be three shares"]),
-        (["monitor.mode=best"], ["monitor.mode must be min, max or null"]),
+        (["monitor.mode=best"], ["monitor.mode must be one of min, max or null"]),
         (["optimizer.lr=0", "seed=-1", "task.l1=-0.5"], ["optimizer.lr", "seed", "task.l1"]),
     ],
 )
@@ -119,13 +119,13 @@ def test_values_out_of_range(compose, arguments, expected):
 
 def test_what_only_constructors_know_is_reported_with_the_rest(script, outputs):
     arguments = ["model.n_heads=5", "model.n_layers=two", "optimizer.lr=-1", "monitor.metric=val/accuracy"]
-    message = fails(script("train", *arguments), "model.n_heads=5", "model.n_layers must be a whole number", "val/loss")
+    message = fails(script("train", *arguments), "model.n_heads=5", "model.n_layers must be an integer", "val/loss")
     assert len(message.splitlines()) == 4
     assert not outputs.exists(), "a refused config leaves no directory"
 
 
 def test_a_setting_that_nobody_takes(script):
-    fails(script("train", "model=mlp", "+model.depth=3"), "model.depth: MLP takes no such setting")
+    fails(script("train", "model=mlp", "+model.depth=3"), "model.depth: MLP has no such argument")
 
 
 def test_a_size_that_comes_from_the_data_cannot_be_given_twice(script, outputs):
@@ -163,8 +163,8 @@ def test_the_traceback_is_there_on_request(script):
         (["-lr=3"], "-lr=3: settings have no dashes, did you mean optimizer.lr=3?"),
         (["model=mlp", "data.path=x"], "data.path: no such key with this data; cifar10, csv, "),
         (
-            ["model=mlp", "model.init_from=latest"],
-            "model.init_from: no such key with this model; image, image_small, rnn, ",
+            ["model=mlp", "model.bidirectional=true"],
+            "model.bidirectional: no such key with this model; rnn, rnn_classifier have it",
         ),
         (["debug=true"], "debug: no such key, did you mean trainer=debug?"),
         (["model=resnet18"], "unknown model; a network of torchvision's: model=image model.name=resnet18; choose from"),

@@ -45,7 +45,7 @@ def own(tmp_path, monkeypatch):
 
 def options(group: str) -> list[str]:
     """Those of Quartet itself: what a user adds is the user's to try."""
-    return sorted(Path(name).stem for name in OURS if Path(name).match(f"conf/{group}/*.yaml"))
+    return sorted(Path(name).stem for name in OURS if Path(name).match(f"conf/{group}/[!_]*.yaml"))
 
 
 def small(model: str) -> list[str]:
@@ -76,9 +76,9 @@ def test_every_scheduler(compose, scheduler):
 
 @pytest.mark.parametrize("data", options("data"))
 def test_all_data(compose, small_text, own, data):
-    from quartet.cli import fits
+    from quartet.cli import fitting
 
-    provides = next(kind for kind in ("tokens", "images", "table") if data in fits("data", "provides", kind))
+    provides = next(kind for kind in ("tokens", "images", "table") if data in fitting("data", "provides", kind))
     model = {"tokens": "rnn", "images": "image_small", "table": "mlp"}[provides]
     short = ["data.context_length=8"] if provides == "tokens" else []
     brief(compose, model, f"data={data}", *short, *own(data))

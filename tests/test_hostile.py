@@ -79,7 +79,7 @@ def score(run: Run, compose) -> None:
 
 
 def begin_from(run: Run, compose) -> None:
-    create_and_train(compose(*TEXT.split(), f"model.init_from='{run.directory}'"))
+    create_and_train(compose(*TEXT.split(), f"finetune.init_from='{run.directory}'"))
 
 
 def write(run: Run, compose) -> None:
@@ -352,7 +352,7 @@ CONFIGS = [
     ("a: 2024-01-01", "no config of a run"),
     ('"a\\nerror: b": 1', "damaged or no plain data (the key 'a\\nerror: b' is not plain text)"),
     ("a: 1\n" + "#" * 1_000_000, "damaged or no plain data (it has more than 1,000,000 bytes)"),
-    ("run: {name: x}\nseed: 0", "is no config of a run (Missing key"),
+    ("run: {name: x}\nseed: 0", "is not the config of a run (Missing key"),
     ("run: {name: x}\na: \x00", "damaged or no plain data ("),
 ]  # fmt: skip
 
@@ -396,7 +396,7 @@ def test_settings_that_nobody_takes(run, compose):
         original = path.read_text()
         reconfigure(good, f"{place}.nonsense", 1)
         for open_it in (score, resume):
-            assert refusal(open_it, good, compose).endswith("takes no such setting")
+            assert refusal(open_it, good, compose).endswith("has no such argument")
         path.write_text(original)
 
 
@@ -459,5 +459,5 @@ def test_where_machines_meet_is_said_again(run, script):
     process = script("train", f"resume='{good.directory}'")
     assert process.returncode == 1
     assert process.stderr.endswith(
-        "trains on 2 machines; say again where they meet, such as trainer.rendezvous=elsewhere:1\n"
+        "trains on 2 machines; say again where they meet, such as workers.rendezvous=elsewhere:1\n"
     )

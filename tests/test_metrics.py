@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from quartet.callbacks.figures import regression_figure
-from quartet.check import DIRECTIONS
+from quartet.config import DIRECTIONS
 from quartet.data.spec import Spec
 from quartet.tasks.classification import Classification, binary_cross_entropy
 from quartet.tasks.language_modeling import LanguageModeling

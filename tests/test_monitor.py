@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quartet import build
-from quartet.check import settle_monitor
+from quartet.config import settle_monitor
 from quartet.sweeps.plan import Plan
 from quartet.train import create_and_train
 

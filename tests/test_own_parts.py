@@ -117,7 +117,7 @@ CONSTANT = 3
 BRIEF = (
     "data.batch_size=64 trainer.accelerator=cpu trainer.max_steps=2 trainer.max_epochs=-1 callbacks=none logger=none"
 )
-MODEL = yaml.safe_load((Path(__file__).parents[1] / "conf" / "model" / "mlp.yaml").read_text(encoding="utf-8"))
+MODEL = yaml.safe_load((Path(__file__).parents[1] / "conf" / "model" / "mlp.yaml").read_text(encoding="utf-8"))["model"]
 GENERATION: Any = {"prompt": "a", "max_tokens": 3, "temperature": 0.0, "top_k": None, "top_p": None, "seed": 0}
 names = itertools.count()
 
@@ -150,7 +150,7 @@ def importable(mylib, tmp_path, monkeypatch):
 
 def mixer(name: str) -> list[str]:
     """The table's model replaced by the user's own, with its own settings."""
-    keys = [key for key in MODEL if key not in ("defaults", "_target_", "accepts", *build.START)]
+    keys = [key for key in MODEL if key != "_target_"]
     return ["model=mlp", *(f"~model.{key}" for key in keys), f"model._target_={name}.net.Mixer", "+model.width=4"]
 
 
@@ -197,7 +197,7 @@ def write(where: str, compose: Any) -> None:
 
 
 def begin_from(where: str, compose: Any) -> None:
-    create_and_train(compose("model=image", "data.batch_size=8", f"model.init_from='{where}'"))
+    create_and_train(compose("model=image", "data.batch_size=8", f"finetune.init_from='{where}'"))
 
 
 def test_a_run_that_is_read_back_does_not_name_who_is_trusted(compose, interrupted, importable, monkeypatch):
@@ -228,12 +228,12 @@ def test_what_the_user_trusts_is_read_back(compose, interrupted, importable, mon
 
 
 def test_a_language_model_that_has_forward_only(compose, importable, small_text, monkeypatch):
-    keys = [key for key in compose("model=rnn").model if key not in (*build.NOTES, *build.START)]
+    keys = [key for key in compose("model=rnn").model if key != "_target_"]
     words = ["model=rnn", *(f"~model.{key}" for key in keys), f"model._target_={importable}.net.Bigram"]
     words += ["data.context_length=16", "data.vocab_size=300", "data.batch_size=4", *BRIEF.split()[1:]]
     with pytest.raises(ValueError, match=r"windows need a network with advance\(tokens, state\), and Bigram has none"):
         create_and_train(compose(*words))
-    run, result = create_and_train(compose(*words, "model.window_order=shuffled"))
+    run, result = create_and_train(compose(*words, "pairing.window_order=shuffled"))
     assert result["steps"] == 2
     monkeypatch.setenv("QUARTET_TRUST", importable)
     assert list(generate(run, **GENERATION))
@@ -300,9 +300,9 @@ def test_sizes_that_nobody_gives_are_named(compose, importable):
 
 def test_freezing_needs_a_head(compose, importable):
     with pytest.raises(
-        ValueError, match=r"model\.backbone_lr spares the head, and .*net\.Mixer has no module named head"
+        ValueError, match=r"finetune\.backbone_lr spares the head, and .*net\.Mixer has no module named head"
     ):
-        create_and_train(compose(*mixer(importable), *BRIEF.split(), "+model.backbone_lr=0.1"))
+        create_and_train(compose(*mixer(importable), *BRIEF.split(), "finetune.backbone_lr=0.1"))
 
 
 def test_the_working_directory_is_looked_at_last_and_only_for_what_is_allowed(mylib, tmp_path, monkeypatch):

@@ -232,15 +232,15 @@ def test_an_interrupted_command_says_how_to_go_on_and_going_on_gives_the_same(sc
         (["-m", "resume=latest"], "resume=latest goes on with a run as it was; leave out -m"),
         (
             ["model=mlp", "trainer=fsdp", "callbacks=ema"],
-            "callbacks.ema averages whole weights, trainer=fsdp holds shares",
+            "callbacks.ema averages whole weights, trainer=fsdp holds shards",
         ),
         (["model=mlp", "trainer=ddp", "trainer.num_nodes=2"], "trainer.num_nodes above 1 needs run.dir=<a directory"),
         (
             ["model=mlp", "callbacks.checkpoint.every_n_steps=0"],
-            "every_n_steps must be a whole number of at least 1, or null",
+            "every_n_steps must be an integer of at least 1 or null",
         ),
-        (["model=mlp", "callbacks.checkpoint.every_minutes=-1"], "every_minutes must be a number above 0, or null"),
-        (["model=mlp", "trainer.max_restarts=-1"], "trainer.max_restarts must be a whole number of at least 0"),
+        (["model=mlp", "callbacks.checkpoint.every_minutes=-1"], "every_minutes must be a number above 0 or null"),
+        (["model=mlp", "workers.max_restarts=-1"], "workers.max_restarts must be an integer of at least 0"),
     ],
 )
 def test_what_cannot_be_asked_for(outputs, monkeypatch, capsys, arguments, message):

@@ -100,7 +100,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 @pytest.mark.parametrize(("model", "head"), [("image_small", "head."), ("image", "backbone.fc.")])
 def test_other_classes_take_the_backbone_and_a_new_head(configure, model, head):
     source = untrained_run(configure(model))
-    _, network = started(configure(model, f"model.init_from={source.directory}", classes=4))
+    _, network = started(configure(model, f"finetune.init_from={source.directory}", classes=4))
     old, new = parts(weights_of(source), head), parts(network.state_dict(), head)
     assert same(old[0], new[0]) and len(new[0]) > 10
     assert any(name.endswith("running_mean") for name in new[0])
@@ -109,21 +109,21 @@ def test_other_classes_take_the_backbone_and_a_new_head(configure, model, head):
 
 def test_the_new_head_is_the_one_of_a_fresh_start(configure):
     source = untrained_run(configure("image_small"))
-    _, network = started(configure("image_small", f"model.init_from={source.directory}", classes=4))
+    _, network = started(configure("image_small", f"finetune.init_from={source.directory}", classes=4))
     _, fresh = started(configure("image_small", classes=4))
     assert same(parts(network.state_dict())[1], parts(fresh.state_dict())[1])
 
 
 def test_the_same_classes_keep_the_head(configure):
     source = untrained_run(configure("image_small"))
-    _, network = started(configure("image_small", "model.init_from=latest"))
+    _, network = started(configure("image_small", "finetune.init_from=latest"))
     assert same(weights_of(source), dict(network.state_dict()))
 
 
 @pytest.mark.parametrize("model", ["transformer", "transformer_gpt2", "rnn"])
 def test_a_classifier_takes_language_model_and_tokenizer(configure, model, capsys):
     source = untrained_run(configure(model))
-    overrides = [*TOPICS, "data.tokenizer=char", f"model.init_from={source.directory}"]
+    overrides = [*TOPICS, "data.tokenizer=char", f"finetune.init_from={source.directory}"]
     data, network = started(configure(model, *overrides))
     assert f"tokenizer: that of {source}" in capsys.readouterr().out
     assert data.preprocessing()["tokenizer"] == source.read("preprocessing.json")["tokenizer"]
@@ -136,21 +136,21 @@ def test_a_classifier_takes_language_model_and_tokenizer(configure, model, capsy
 
 def test_a_language_model_goes_on_with_its_head(configure):
     source = untrained_run(configure("rnn"))
-    _, network = started(configure("rnn", "data=shakespeare", "model.init_from=latest"))
+    _, network = started(configure("rnn", "data=shakespeare", "finetune.init_from=latest"))
     assert same(weights_of(source), dict(network.state_dict()))
 
 
 def test_the_run_names_its_source_wherever_it_is_opened(configure, tmp_path, monkeypatch):
     source = untrained_run(configure("image_small"))
     monkeypatch.chdir(source.directory.parent)
-    config = configure("image_small", f"model.init_from={source.directory.name}")
+    config = configure("image_small", f"finetune.init_from={source.directory.name}")
     transfer.make_absolute(config)
-    assert Run.create(config).config.model.init_from == str(source.directory)
+    assert Run.create(config).config.finetune.init_from == str(source.directory)
 
 
 def test_evaluation_needs_no_source(configure):
     source = untrained_run(configure("image_small"))
-    run, result = create_and_train(configure("image_small", f"model.init_from={source.directory}", classes=4))
+    run, result = create_and_train(configure("image_small", f"finetune.init_from={source.directory}", classes=4))
     shutil.rmtree(source.directory)
     assert evaluate(run, "test")["test/loss"] == pytest.approx(result["metrics"]["test/loss"], abs=1e-6)
 
@@ -172,7 +172,7 @@ def test_evaluation_needs_no_source(configure):
 def test_misfits_are_named_with_what_to_change(configure, outputs, model, overrides, message):
     source = untrained_run(configure(model))
     with pytest.raises(ValueError, match=message) as error:
-        create_and_train(configure(model, *overrides, f"model.init_from={source.directory}"))
+        create_and_train(configure(model, *overrides, f"finetune.init_from={source.directory}"))
     assert len(str(error.value).splitlines()) == 1
     assert len(list(outputs.rglob("config.yaml"))) == 1, "no run directory is left but the source"
 
@@ -180,27 +180,27 @@ def test_misfits_are_named_with_what_to_change(configure, outputs, model, overri
 def test_another_architecture_is_named_before_any_data_are_read(configure, monkeypatch):
     source = untrained_run(configure("rnn"))
     monkeypatch.setattr(build, "build_data", None)
-    with pytest.raises(ValueError, match=r"model.init_from=.* is a RNN, this model a Transformer; take that model"):
-        create_and_train(configure("transformer", f"model.init_from={source.directory}"))
+    with pytest.raises(ValueError, match=r"finetune.init_from=.* is a RNN, this model a Transformer; take that model"):
+        create_and_train(configure("transformer", f"finetune.init_from={source.directory}"))
 
 
 def test_a_run_that_is_not_there(configure, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"model.init_from=gone is not a run directory .*; name a run, or latest"
+        FileNotFoundError, match=r"finetune.init_from=gone is not a run directory .*; name a run, or latest"
     ):
-        create_and_train(configure("rnn", "model.init_from=gone"))
+        create_and_train(configure("rnn", "finetune.init_from=gone"))
     with pytest.raises(FileNotFoundError, match=r"no trained run below"):
-        create_and_train(configure("rnn", "model.init_from=latest"))
+        create_and_train(configure("rnn", "finetune.init_from=latest"))
     source = untrained_run(configure("rnn"))
     (source.checkpoints / "best.ckpt").unlink()
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
-        create_and_train(configure("rnn", f"model.init_from={source.directory}"))
+        create_and_train(configure("rnn", f"finetune.init_from={source.directory}"))
 
 
 def test_latest_is_refused_in_a_sweep(configure, monkeypatch):
     monkeypatch.setattr(transfer, "in_sweep", lambda: True)
-    with pytest.raises(ValueError, match=r"model.init_from=latest would be another run in each job of a sweep"):
-        create_and_train(configure("rnn", "model.init_from=latest"))
+    with pytest.raises(ValueError, match=r"finetune.init_from=latest would be another run in each job of a sweep"):
+        create_and_train(configure("rnn", "finetune.init_from=latest"))
 
 
 class Harm:
@@ -222,20 +222,20 @@ def test_a_hostile_or_damaged_checkpoint_is_not_loaded(configure, capsys, conten
         ValueError,
         match=r"best.ckpt (is damaged|is no checkpoint, or holds more than tensors and plain data); it was not loaded",
     ):
-        create_and_train(configure("image_small", f"model.init_from={source.directory}"))
+        create_and_train(configure("image_small", f"finetune.init_from={source.directory}"))
     assert "harm" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("model", "overrides", "message"),
     [
-        ("rnn", ["model.freeze=1"], r"model.freeze=1 would freeze a backbone that nothing has trained; give "
-                                    r"model.init_from too"),
-        ("image", ["model.freeze=1"], "give model.weights or model.init_from too"),
-        ("image", ["model.freeze=0.5"], "model.freeze must be a whole number of epochs, at least 0, not 0.5"),
-        ("image", ["model.backbone_lr=-1"], "model.backbone_lr must be a number of at least 0, not -1"),
-        ("rnn", ["model.init_from=3"], "model.init_from must be null, the directory of a run, or latest, not 3"),
-        ("image", ["model.weights=DEFAULT", "model.init_from=a"], "model.weights and model.init_from both say"),
+        ("rnn", ["finetune.freeze=1"], r"finetune.freeze=1 would freeze a backbone that nothing has trained; give "
+                                    r"finetune.init_from too"),
+        ("image", ["finetune.freeze=1"], "give model.weights or finetune.init_from too"),
+        ("image", ["finetune.freeze=0.5"], "finetune.freeze must be an integer of at least 0, not 0.5"),
+        ("image", ["finetune.backbone_lr=-1"], "finetune.backbone_lr must be a number of at least 0, not -1"),
+        ("rnn", ["finetune.init_from=3"], "finetune.init_from must be the directory of a run, or latest or null, not 3"),
+        ("image", ["model.weights=DEFAULT", "finetune.init_from=a"], "model.weights and finetune.init_from both say"),
         ("image", ["model.weights=BEST"], "model.weights=BEST is unknown: resnet18 has IMAGENET1K_V1, DEFAULT; or name"),
     ],
 )  # fmt: skip
@@ -267,7 +267,7 @@ class Snapshots(Callback):
     ("model", "overrides"),
     [
         ("image_small", ["optimizer=adamw", "optimizer.weight_decay=0.1", "data.batch_size=8"]),
-        ("image_small", ["optimizer=sgd", "optimizer.momentum=0.9", "task.l2=0.1", "model.backbone_lr=0.5"]),
+        ("image_small", ["optimizer=sgd", "optimizer.momentum=0.9", "task.l2=0.1", "finetune.backbone_lr=0.5"]),
         ("image_small", ["callbacks=ema", "callbacks.progress=null", "callbacks.figures=null"]),
         ("transformer", ["optimizer=muon", *TOPICS, "model.dropout=0.5"]),
         ("rnn", ["optimizer=muon", *TOPICS, "model.dropout=0.5"]),
@@ -278,7 +278,7 @@ def test_frozen_for_an_epoch_to_the_bit_and_free_after(configure, model, overrid
     watch = Snapshots()
     made = build.build_callbacks
     monkeypatch.setattr(build, "build_callbacks", lambda *a: [*made(*a), watch])
-    start = [f"model.init_from={source.directory}", "model.freeze=1", "trainer.max_epochs=2"]
+    start = [f"finetune.init_from={source.directory}", "finetune.freeze=1", "trainer.max_epochs=2"]
     _, result = create_and_train(configure(model, *overrides, *start, classes=4))
     assert result["status"] == "completed"
     (first, head), (second, last_head) = (parts(watch.states[epoch]) for epoch in (0, 1))
@@ -296,7 +296,12 @@ def test_a_resumed_run_stays_frozen_until_its_epoch(configure, steps, monkeypatc
     watch = Snapshots()
     made = build.build_callbacks
     monkeypatch.setattr(build, "build_callbacks", lambda *a: [*made(*a), watch])
-    start = [f"model.init_from={source.directory}", "model.freeze=2", "model.backbone_lr=0.1", "trainer.max_epochs=4"]
+    start = [
+        f"finetune.init_from={source.directory}",
+        "finetune.freeze=2",
+        "finetune.backbone_lr=0.1",
+        "trainer.max_epochs=4",
+    ]
     run, data = create(configure("image_small", *start, "callbacks.checkpoint.every_n_steps=1", classes=4))
     watch.last_step = steps + 1  # by then the state after `steps` has been saved
     with pytest.raises(InterruptedError):
@@ -346,7 +351,7 @@ def test_freezing_among_several_workers():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_the_backbone_has_its_own_rate_under_every_schedule(configure, optimizer):
-    config = configure("transformer", *TOPICS, f"optimizer={optimizer}", "model.backbone_lr=0.1")
+    config = configure("transformer", *TOPICS, f"optimizer={optimizer}", "finetune.backbone_lr=0.1")
     _, task, *_ = prepare(Run.create(config))
     assert task.make_optimizer
     made = task.make_optimizer(task.network)

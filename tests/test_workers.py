@@ -270,7 +270,7 @@ def test_nothing_is_imported_from_the_working_directory(stub, tmp_path, monkeypa
 
 
 def test_several_nodes_need_a_place_to_meet(tmp_path):
-    with pytest.raises(ValueError, match=r"trainer.num_nodes=2 needs trainer.rendezvous=<host:port>"):
+    with pytest.raises(ValueError, match=r"trainer.num_nodes=2 needs workers.rendezvous=<host:port>"):
         run_workers(tmp_path, 1, max_restarts=0, n_nodes=2)
 
 

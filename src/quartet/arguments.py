@@ -108,7 +108,7 @@ def accepts(hint: Any, value: Any) -> bool:
         return any(accepts(part, value) for part in inner)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in inner)
-    if origin is list:
+    if origin is list and inner:
         return isinstance(value, list | tuple) and all(accepts(inner[0], item) for item in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -128,7 +128,7 @@ def words(hint: Any) -> str:
         return " or ".join(words(part) for part in inner)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
-    if origin is list:
+    if origin is list and inner:
         return f"a list, each item {words(inner[0])}"
     return TYPE_NAMES.get(hint, str(hint))
 

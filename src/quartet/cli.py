@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from quartet import trust, typed
+from quartet.config import MOVED
 from quartet.interruption import Interrupted
 from quartet.run import outputs, sweep_command
 from quartet.say import printable
@@ -45,6 +46,7 @@ TEXTS = (
     "prompt",
     "split",
     "data.path",
+    "finetune.init_from",
 )
 TORCHVISION = re.compile(
     r"(alexnet|convnext|densenet|efficientnet|inception|maxvit|mnasnet|mobilenet|regnet|resn|shufflenet|"
@@ -303,7 +305,8 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
     keys = _known_keys(config_name, sound)
     for key, _ in pairs:
         if key not in choices and key not in keys and not key.startswith("hydra"):
-            yield f"{key}: no such key{_elsewhere(key) or _nearest(key, sorted(keys))}"
+            moved = f" any more; it is {MOVED[key]} now" if key in MOVED else ""
+            yield f"{key}: no such key{moved or _elsewhere(key) or _nearest(key, sorted(keys))}"
     multiple = [f"{key}={value}" for key, value in pairs if "," in value and value[0] not in "[({'\""]
     if multiple and not {"-m", "--multirun"} & set(arguments):
         yield f"{multiple[0]}: several values need -m (a sweep), or brackets for a list: '{multiple[0].split('=')[0]}=[…]'"
@@ -316,11 +319,12 @@ def _launchers() -> list[str]:
 
 
 def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
 
 
 def _nearest(word: str, known: list[str], value: str | None = None) -> str:
     """The known key with the same last part, else the most similar one."""
+    known = [key for key in known if not key.startswith("length.")]  # trainer.max_epochs and the like follow it
     same = sorted((key for key in known if key.rpartition(".")[2] == word and "." in key), key=len)
     near = same or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f", did you mean {near[0]}{'' if value is None else f'={value}'}?" if near else ""
@@ -336,8 +340,9 @@ def _elsewhere(key: str) -> str:
     """The options of a key's group that have it, or the group that has an option of its name."""
     group, _, rest = key.partition(".")
     if rest and (CONF / group).is_dir():
-        there = [name for name in _options(group) if rest.partition(".")[0] in _content(group, name)]
-        return f" with this {group}; {', '.join(there)} have it" if there else ""
+        contents = {name: _content(group, name) for name in _options(group)}
+        there = [name for name, content in contents.items() if rest.partition(".")[0] in content.get(group, content)]
+        return f" with this {group}; {', '.join(there)} {'have' if len(there) > 1 else 'has'} it" if there else ""
     having = [path.parent.name for path in CONF.glob(f"*/{key}.yaml")] if re.fullmatch(r"\w+", key) else []
     return f", did you mean {having[0]}={key}?" if having else ""
 
@@ -360,15 +365,16 @@ def _flatten(values: Any, prefix: str = "") -> Iterator[str]:
             yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
 
 
-def fits(config_group: str, key: str, value: str) -> list[str]:
-    """The options of a group whose file says `key: value`."""
-    return [name for name in _options(config_group) if _content(config_group, name).get(key) == value]
+def fitting(group: str, key: str, value: str) -> list[str]:
+    """The options of a group whose file says `pairing: {key: value}`, or `key: value` as older files do."""
+    contents = {name: _content(group, name) for name in _options(group)}
+    return [name for name, content in contents.items() if (content.get("pairing") or content).get(key) == value]
 
 
 def _content(group: str, option: str) -> dict[str, Any]:
-    """What a file of `conf/` says, and what those of its group say that it is based on."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"), resolve=False) or {}
-    based = [name for name in content.get("defaults", []) if isinstance(name, str) and name in _options(group)]
-    for name in based:
-        content = {**_content(group, name), **content}
+    """The content of a file of `conf/`, over that of the files of its group that it includes."""
+    own: Any = OmegaConf.load(CONF / group / f"{option}.yaml")
+    included = [name for name in own.get("defaults", []) if isinstance(name, str) and name != "_self_"]
+    below = [_content(group, name) for name in included if (CONF / group / f"{name}.yaml").is_file()]
+    content: Any = OmegaConf.to_container(OmegaConf.merge(*below, own), resolve=False)
     return content

@@ -11,9 +11,8 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-import hydra.utils
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from quartet import trust
@@ -31,6 +30,7 @@ from quartet.arguments import (
     words,
 )
 from quartet.say import printable
+from quartet.typed import PROJECT
 
 GROUPS = ("data", "model", "task", "optimizer", "scheduler", "trainer")  # one node each
 SEVERAL = ("callbacks", "logger")  # a node for each name, or null
@@ -57,6 +57,8 @@ MOVED = {
     "trainer.rendezvous": "workers.rendezvous",
 }
 
+ADDED = ("length", "prompt", "finetune", "workers", "pairing")  # nodes that older configs do not have
+
 StepsOrNoLimit = Annotated[int, Rule("an integer of at least 1, or -1 for no limit", lambda n: n == -1 or n >= 1)]
 Shares = Annotated[
     list[Fraction],
@@ -65,13 +67,21 @@ Shares = Annotated[
         lambda shares: len(shares) == 3 and abs(sum(shares) - 1) < 1e-6,
     ),
 ]
-BelowOne = Annotated[float, Rule("a fraction above 0 and at most 1", lambda x: isinstance(x, float) and 0 < x <= 1)]
+Share: TypeAlias = Annotated[
+    float, Rule("a fraction above 0 and at most 1", lambda x: isinstance(x, float) and 0 < x <= 1)
+]
+StepsOrShare: TypeAlias = PositiveInt | Share
+CountOrFraction: TypeAlias = NonNegativeInt | Fraction
+OptionalPositiveInt: TypeAlias = PositiveInt | None
+OptionalPositiveFloat: TypeAlias = PositiveFloat | None
+OptionalNonNegativeFloat: TypeAlias = NonNegativeFloat | None
+OptionalRun: TypeAlias = Annotated[str, Rule("the directory of a run, or latest", bool)] | None
 
 # what no constructor of ours annotates: keys that are not arguments, and arguments of libraries
 SETTINGS: dict[str, Any] = {
     "seed": Annotated[int, Rule("an integer from 0 to 4294967295", lambda n: 0 <= n < 2**32)],  # NumPy's limit
     "monitor.mode": Literal["min", "max"] | None,
-    "finetune.init_from": Annotated[str, Rule("the directory of a run, latest, or null", bool)] | None,
+    "finetune.init_from": OptionalRun,
     "finetune.freeze": NonNegativeInt,
     "finetune.backbone_lr": NonNegativeFloat,
     "workers.max_restarts": NonNegativeInt,
@@ -90,15 +100,15 @@ SETTINGS: dict[str, Any] = {
     "task.label_smoothing": Probability,
     "trainer.max_steps": StepsOrNoLimit,
     "trainer.max_epochs": StepsOrNoLimit,
-    "trainer.val_check_interval": PositiveInt | BelowOne,
-    "trainer.check_val_every_n_epoch": PositiveInt | None,
-    "trainer.overfit_batches": NonNegativeInt | Fraction,
+    "trainer.val_check_interval": StepsOrShare,
+    "trainer.check_val_every_n_epoch": OptionalPositiveInt,
+    "trainer.overfit_batches": CountOrFraction,
     "trainer.accumulate_grad_batches": PositiveInt,
     "trainer.log_every_n_steps": PositiveInt,
     "trainer.num_nodes": PositiveInt,
-    "trainer.gradient_clip_val": NonNegativeFloat | None,
-    "callbacks.checkpoint.every_n_steps": PositiveInt | None,
-    "callbacks.checkpoint.every_minutes": PositiveFloat | None,
+    "trainer.gradient_clip_val": OptionalNonNegativeFloat,
+    "callbacks.checkpoint.every_n_steps": OptionalPositiveInt,
+    "callbacks.checkpoint.every_minutes": OptionalPositiveFloat,
 }
 
 # text that leads out of a run's directory, arguments of libraries that say where to write, and harmless fields of file names
@@ -118,15 +128,20 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def upgrade(config: DictConfig) -> DictConfig:
-    """Move keys of an older config to their present places, in place; a value that is there already is kept."""
+    """Move keys of an older config to their present places, in place, and add the nodes that it does not have."""
     with open_dict(config):
+        if missing := [key for key in ADDED if key not in config]:
+            defaults: Any = OmegaConf.load(PROJECT / "conf" / "train.yaml")
+            config.update({key: defaults[key] for key in missing})
         for old, new in MOVED.items():
             group, _, name = old.rpartition(".")
             node = OmegaConf.select(config, group)
             if not isinstance(node, DictConfig) or name not in node:
                 continue
             value = node.pop(name)
-            if OmegaConf.select(config, new) is None and value is not None:
+            if old.startswith("data.recipe") and new.partition(".")[0] not in ADDED:
+                continue  # it had reached its place by a reference
+            if value is not None:
                 OmegaConf.update(config, new, value, force_add=True)
         if isinstance(config.get("data"), DictConfig):
             config.data.pop("recipe", None)
@@ -136,7 +151,9 @@ def upgrade(config: DictConfig) -> DictConfig:
 # allow-list
 
 
-def locate(target: Any, group: str | None, kinds: tuple[type, ...], among: set[str] | None = None) -> Callable[..., Any]:
+def locate(
+    target: Any, group: str | None, kinds: tuple[type, ...], among: set[str] | None = None
+) -> Callable[..., Any]:
     """The class or function behind a `_target_`; ValueError unless it may be used there. Nothing else is imported.
 
     `group` is the group of `conf/`, None for a part within a part, which has to be a class. The result is a class
@@ -222,7 +239,9 @@ def instantiate(node: dict[str, Any], group: str, kinds: tuple[type, ...], *args
 def _built(value: Any) -> Any:
     """A nested node is built by Hydra; plain values stay what they are."""
     if isinstance(value, dict) and "_target_" in value:
-        return hydra.utils.instantiate(value, _convert_="all")
+        from hydra.utils import instantiate as by_hydra
+
+        return by_hydra(value, _convert_="all")
     return value
 
 
@@ -295,7 +314,8 @@ def _escapes(key: str, arguments: Any) -> Iterator[str]:
         elif isinstance(value, str) and OUTSIDE.search(value):
             yield f"{place} climbs out of the run, which holds all that it writes; leave it out"
         elif isinstance(value, str) and re.search(r"[{}$]", FIELD.sub("", value)):
-            yield f"{place} could climb out of the run once it is filled in; use fields such as {{epoch}} or {{val/loss:.2f}}"
+            fields = "{epoch} or {val/loss:.2f}"
+            yield f"{place} could climb out of the run once it is filled in; use fields such as {fields}"
 
 
 def _setting_problems(config: DictConfig) -> Iterator[str]:
@@ -304,8 +324,10 @@ def _setting_problems(config: DictConfig) -> Iterator[str]:
 
     values = plain(config)
     for key, hint in SETTINGS.items():
-        group, _, name = key.rpartition(".")
-        node = OmegaConf.to_container(OmegaConf.select(config, group), resolve=True) if group else values
+        *groups, name = key.split(".")
+        node: Any = values
+        for group in groups:
+            node = (node or {}).get(group)
         if isinstance(node, dict) and name in node and not accepts(hint, node[name]):
             yield f"{key} must be {words(hint)}, not {node[name]!r}"
     folds, fold = (values["data"].get(key) for key in ("folds", "fold"))
@@ -395,7 +417,9 @@ def direction_problem(key: str, metric: str, mode: str) -> str | None:
     if mode not in ("min", "max") or better in (None, mode):
         return None
     comparison = {"min": "the smaller", "max": "the larger"}[better]
-    return f"{key}={mode} contradicts {metric}, which is better {comparison} it is; leave it out, or give {key}={better}"
+    return (
+        f"{key}={mode} contradicts {metric}, which is better {comparison} it is; leave it out, or give {key}={better}"
+    )
 
 
 def required(target: Callable[..., Any]) -> set[str]:

@@ -6,34 +6,33 @@ import codecs
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from omegaconf import DictConfig
 
-from quartet import build, check, sampling
-from quartet.check import Rule
+from quartet import build, config, sampling
+from quartet.arguments import PositiveInt, Rule, accepts, words
 from quartet.run import Run
 from quartet.say import printable
 from quartet.tasks.language_modeling import LanguageModeling
 from quartet.train import load_network
 
-RULES = {
-    "max_tokens": check.COUNT,
-    "temperature": Rule("a number of at least 0 (0 takes the likeliest token)", check.NOT_NEGATIVE.holds),
-    "top_k": Rule("a whole number of at least 1, or null for all tokens", lambda v: v is None or check.COUNT.holds(v)),
-    "top_p": Rule(
-        "a number above 0 and at most 1, or null", lambda v: v is None or (check.POSITIVE.holds(v) and v <= 1)
-    ),
-    "seed": check.RULES["seed"],
+OptionalShare: TypeAlias = Annotated[float, Rule("a number above 0 and at most 1", lambda p: 0 < p <= 1)] | None
+SETTINGS: dict[str, Any] = {
+    "max_tokens": PositiveInt,
+    "temperature": Annotated[float, Rule("a number of at least 0 (0 chooses the likeliest token)", lambda t: t >= 0)],
+    "top_k": config.OptionalPositiveInt,
+    "top_p": OptionalShare,
+    "seed": config.SETTINGS["seed"],
 }
 
 
-def stream(config: DictConfig) -> None:
+def stream(arguments: DictConfig) -> None:
     """Print the prompt and what follows it, as it is made."""
-    run = Run.open(config.run, kind=("language model", is_language_model))
-    prompt = "" if config.prompt is None else str(config.prompt)  # prompt=42 is a number to Hydra
-    settings: Any = {key: value for key, value in config.items() if key not in ("run", "prompt")}
+    run = Run.open(arguments.run, kind=("language model", is_language_model))
+    prompt = "" if arguments.prompt is None else str(arguments.prompt)  # prompt=42 is a number to Hydra
+    settings: Any = {key: value for key, value in arguments.items() if key not in ("run", "prompt")}
     pieces = generate(run, prompt=prompt, **settings)
     first = next(pieces, "")  # a mistake is told before anything of the text is
     on_terminal = sys.stdout.isatty()  # a file gets every sign as it is
@@ -57,7 +56,10 @@ def generate(
 
     Raises ValueError where the run is no language model or a setting is out of range.
     """
-    _check(max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    settings = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    wrong = [key for key, value in settings.items() if not accepts(SETTINGS[key], value)]
+    if wrong:
+        raise ValueError("\n".join(f"{key} must be {words(SETTINGS[key])}, not {settings[key]!r}" for key in wrong))
     network, tokenizer = load(run)
     context, reread, first_ids = heal(tokenizer.encode(prompt), tokenizer)
     ids = sampling.generate(
@@ -91,21 +93,21 @@ def heal(ids: list[int], tokenizer: Any) -> tuple[list[int], bytes, tuple[int, .
     return ids[:-1] or [tokenizer.eos_id], last, candidates
 
 
-def is_language_model(config: DictConfig) -> bool:
-    task = config.get("task")
+def is_language_model(values: DictConfig) -> bool:
+    task = values.get("task")
     return isinstance(task, DictConfig) and str(task.get("_target_")).endswith(".LanguageModeling")
 
 
 def load(run: Run) -> tuple[torch.nn.Module, Any]:
     """The network of a language-model run with its best weights, and the run's tokenizer."""
-    config = build.opened(run)
-    task: Any = build.locate(config.task._target_, "task")
+    values = build.opened(run)
+    task: Any = build.locate(values.task._target_, "task")
     if not issubclass(task, LanguageModeling):
         raise ValueError(
-            f"{run} is no language model ({config.run.name}); train one with data=stdlib, data=shakespeare or data=text"
+            f"{run} is no language model ({values.run.name}); train one with data=stdlib, data=shakespeare or data=text"
         )
-    data = build.restore_data(run, config, read=False)
-    task = build.build_task(config, data.spec)
+    data = build.restore_data(run, values, read=False)
+    task = build.build_task(values, data.spec)
     load_network(task, run)
     return task.network.eval(), data.tokenizer  # type: ignore[attr-defined]
 
@@ -118,9 +120,3 @@ def characters(pieces: Iterable[bytes]) -> Iterator[str]:
             yield text
     if rest := decoder.decode(b"", final=True):
         yield rest
-
-
-def _check(**settings: Any) -> None:
-    wrong = [key for key, value in settings.items() if not RULES[key].holds(value)]
-    if wrong:
-        raise ValueError("\n".join(f"{key} must be {RULES[key].words}, not {settings[key]!r}" for key in wrong))

@@ -18,8 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from quartet import trust
-from quartet.check import check_pairing
 from quartet.cli import in_sweep
+from quartet.config import check_pairing
 from quartet.interruption import Interrupted, stoppable
 from quartet.run import DEBUG, Run, written
 from quartet.say import TAB, printable, say
@@ -103,8 +103,8 @@ def execute(run: Run, data: Any) -> None:
                 run.directory,
                 n,
                 n_nodes=settings.num_nodes,
-                rendezvous=settings.rendezvous,
-                max_restarts=settings.max_restarts,
+                rendezvous=run.config.workers.rendezvous,
+                max_restarts=run.config.workers.max_restarts,
             )
     except BlockingIOError:  # it is another process's to say how the run ends
         raise
@@ -188,7 +188,7 @@ def _first_of_several(config: DictConfig, make: Callable[[], Path]) -> Path:
 
 def _resume(config: DictConfig) -> tuple[Run, Any]:
     """The run to go on with; its own config is what counts, so nothing else can be asked for but where its data are now."""
-    said = ("resume=", "trainer.rendezvous=", "data.path=")
+    said = ("resume=", "workers.rendezvous=", "data.path=")
     others = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+").startswith(said)]
     if in_sweep() or others:
         named = "-m" if in_sweep() else " ".join(others)
@@ -196,10 +196,12 @@ def _resume(config: DictConfig) -> tuple[Run, Any]:
     run = Run.reopen(config.resume, root=config.run.root)
     from quartet.build import opened
 
-    settings = opened(run).trainer
-    if settings.num_nodes > 1 and settings.rendezvous != config.trainer.rendezvous and not environment_rank():
-        place = f"trainer.rendezvous={settings.rendezvous}"  # those who meet there are believed: a file is not enough
-        raise ValueError(f"{run} trains on {settings.num_nodes} machines; say again where they meet, such as {place}")
+    settings = opened(run)
+    n_nodes, place = settings.trainer.num_nodes, settings.workers.rendezvous
+    if n_nodes > 1 and place != config.workers.rendezvous and not environment_rank():
+        # processes that meet there trust each other: what a file says is not enough
+        again = f"workers.rendezvous={place}"
+        raise ValueError(f"{run} trains on {n_nodes} machines; say again where they meet, such as {again}")
     begun = "going on from its last checkpoint" if run.last_checkpoint else "it had no checkpoint yet and starts anew"
     say(f"{run.config.run.name}, seed {run.config.seed}, {run}: {begun}")
     if any(word.lstrip("+").startswith("data.path=") for word in HydraConfig.get().overrides.task):
@@ -284,7 +286,7 @@ def _report(run: Run, result: dict[str, Any]) -> None:
 
 def _prompt(run: Run) -> str:
     """How a sample of these data begins; "" begins a document."""
-    return run.config.data.recipe.get("prompt") or ""
+    return run.config.prompt or ""
 
 
 def _show_sample(run: Run) -> None:

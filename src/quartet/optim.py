@@ -165,6 +165,8 @@ class MuonAdamW(Optimizer):
     that rates are of one kind; AdamW's part runs at the rate times `adamw_scale`, and a sweep of `lr` moves both.
     """
 
+    parameter_groups = staticmethod(muon_groups)
+
     def __init__(
         self,
         params: list[dict[str, Any]],

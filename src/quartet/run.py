@@ -34,6 +34,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from quartet import trust
+from quartet.config import upgrade
 from quartet.interruption import Interrupted
 from quartet.say import printable
 from quartet.typed import PROJECT, argument, command
@@ -154,7 +155,7 @@ class Run:
             return cls(_latest_unfinished(outputs(root)))._closed()
         run = cls._at(where, "resume")._closed()
         if run.status == "completed":
-            on = f" with {argument('model.init_from', run)}" if "init_from" in run.config.get("model", {}) else ""
+            on = f" with {argument('finetune.init_from', run)}"
             more = f"start a new run{on}" if on else "start a new run with a larger trainer.max_epochs"
             raise ValueError(f"{run} is completed; its schedule ends where it did: to train longer, {more}")
         return run
@@ -191,7 +192,7 @@ class Run:
             raise ValueError(
                 f"{path} refers to other values with ${{…}}, which the config of a run never does; write them out"
             )
-        return config
+        return upgrade(config)
 
     @property
     def checkpoints(self) -> Path:

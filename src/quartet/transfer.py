@@ -1,6 +1,6 @@
 """Where the weights of a new network come from, if not from chance: torchvision, or another run of ours.
 
-Asked for by `model.weights` and `model.init_from`, and read once, before training: evaluation and resuming take a run's
+Asked for by `model.weights` and `finetune.init_from`, and read once, before training: evaluation and resuming take a run's
 own checkpoint and never come here. Everything but the head is taken; the head too where it answers the same question.
 A language model may become a classifier: a Transformer then looks both ways with the weights that looked back only.
 """
@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchvision import models
 
-from quartet.build import NOTES, START, opened, plain
+from quartet.build import opened, plain
 from quartet.callbacks.checkpoint import TRAINING, WEIGHTS
 from quartet.cli import in_sweep
 from quartet.data.base import DataModule, user_path
@@ -36,19 +36,21 @@ def make_absolute(config: DictConfig) -> None:
 
     Raises FileNotFoundError where there is no such run, ValueError where its network is of another kind.
     """
-    if config.model.get("init_from") == "latest" and in_sweep():
-        raise ValueError("model.init_from=latest would be another run in each job of a sweep; name the run directory")
+    if config.finetune.init_from == "latest" and in_sweep():
+        raise ValueError(
+            "finetune.init_from=latest would be another run in each job of a sweep; name the run directory"
+        )
     source = find_source(config)
     if source is not None:
-        config.model.init_from = str(source.directory.resolve())
+        config.finetune.init_from = str(source.directory.resolve())
     weights = config.model.get("weights")
     if weights is not None and is_file(weights):
         config.model.weights = user_path(weights)
 
 
 def find_source(config: DictConfig) -> Run | None:
-    """The run that `model.init_from` names."""
-    where = config.model.get("init_from")
+    """The run that `finetune.init_from` names."""
+    where = config.finetune.init_from
     if where is None:
         return None
     try:
@@ -56,11 +58,13 @@ def find_source(config: DictConfig) -> Run | None:
     except FileNotFoundError as error:
         if where == "latest":
             raise
-        message = f"model.init_from={where} is not a run directory (no config.yaml in it); name a run, or latest"
+        message = f"finetune.init_from={where} is not a run directory (no config.yaml in it); name a run, or latest"
         raise FileNotFoundError(message) from error
     there, here = (str(c.model._target_).rpartition(".")[2] for c in (opened(source), config))
     if there != here:
-        raise ValueError(f"model.init_from={where} is a {there}, this model a {here}; take that model, or another run")
+        raise ValueError(
+            f"finetune.init_from={where} is a {there}, this model a {here}; take that model, or another run"
+        )
     return source
 
 
@@ -160,7 +164,7 @@ def _load_run(network: nn.Module, config: DictConfig, spec: Spec, source: Run) -
     misfits = _load(network, state, fresh=() if same_question else (head,))
     if misfits:
         remedy = "; what differs there: " + ", ".join(_differences(source, config, spec))
-        raise ValueError(f"the network of model.init_from={source} does not fit this one: {_some(misfits)}{remedy}")
+        raise ValueError(f"the network of finetune.init_from={source} does not fit this one: {_some(misfits)}{remedy}")
     say(f"weights: those of {source}, {'head included' if same_question else 'with a new head'}")
 
 
@@ -175,7 +179,7 @@ def _question(config: DictConfig, spec: Spec) -> tuple[str, tuple[str, ...]]:
 def _differences(source: Run, config: DictConfig, spec: Spec) -> list[str]:
     """Settings of the model and facts of the data that are not the same there, as they are there."""
     there, here = plain(source.config)["model"], plain(config)["model"]
-    names = [name for name in there if name not in (*NOTES, *START) and there[name] != here.get(name)]
+    names = [name for name in there if there[name] != here.get(name)]
     sizes = _spec(source).sizes
     facts = [name for name in sizes if name in spec.sizes and name != "n_classes" and sizes[name] != spec.sizes[name]]
     return [f"model.{name}={there[name]}" for name in names] + [f"{name}={sizes[name]}" for name in facts]

@@ -31,7 +31,7 @@ def trainer(value: float, step: int = 10, total: int = 100) -> SimpleNamespace:
 
 
 def pruning(tmp_path, at: int, mode: str = "min") -> Pruning:
-    callback = Pruning(directory=tmp_path, monitor="val/loss", mode=mode)
+    callback = Pruning(run_directory=tmp_path, monitor="val/loss", mode=mode)
     callback._reporter = Reporter(at)
     return callback
 
@@ -65,7 +65,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(tmp_path):
 
 
 def test_outside_of_a_sweep_nothing_is_pruned(tmp_path):
-    callback = Pruning(directory=tmp_path, monitor="val/loss", mode="min")
+    callback = Pruning(run_directory=tmp_path, monitor="val/loss", mode="min")
     callback.on_fit_start(trainer(0.5), None)  # type: ignore[arg-type]
     callback.on_validation_end(trainer(0.5), None)  # type: ignore[arg-type]
     assert callback._reporter is None and not callback.pruned

@@ -9,8 +9,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from quartet.build import NOTES, START
-
 CONF = pathlib.Path(__file__).parents[2] / "conf" / "model"
 
 
@@ -21,12 +19,12 @@ def _same_numbers_each_time():
 
 @pytest.fixture
 def conf_values():
-    """Constructor values of conf/model/<name>.yaml, without what build.py removes."""
+    """The arguments in conf/model/<name>.yaml."""
 
     def read(name: str) -> dict:
-        values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=True)
+        values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml").model, resolve=True)
         assert isinstance(values, dict)
-        return {key: x for key, x in values.items() if key not in ("defaults", *NOTES, *START)}
+        return {key: value for key, value in values.items() if key != "_target_"}
 
     return read
 

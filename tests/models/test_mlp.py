@@ -241,7 +241,10 @@ def test_conf_values_fit_the_constructor(conf_values):
         ({"max_embedding": 0}, "model.max_embedding must be an integer of at least 1, not 0"),
         ({"dropout": 2}, "model.dropout must be a probability: at least 0 and below 1, not 2"),
         ({"numeric_embedding": "plr"}, "model.numeric_embedding must be one of none, periodic, piecewise_linear"),
-        ({"d_numeric": 0, "n_frequencies": 0}, "model.d_numeric must be an integer of at least 1, not 0\nmodel.n_frequencies must be"),
+        (
+            {"d_numeric": 0, "n_frequencies": 0},
+            "model.d_numeric must be an integer of at least 1, not 0\nmodel.n_frequencies must be",
+        ),
         ({"frequency_scale": 0}, "model.frequency_scale must be a number above 0, not 0"),
         ({"n_bins": 65}, "model.n_bins must be an integer from 1 to 64, not 65"),
         ({"ensemble": 0}, "model.ensemble must be an integer of at least 1, not 0"),

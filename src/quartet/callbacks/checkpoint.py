@@ -45,14 +45,14 @@ class Checkpoints(Checkpoint):
     def __init__(
         self,
         *,
-        directory: Path,
+        run_directory: Path,
         monitor: str,
         mode: str,
         every_n_steps: int | None,
         every_minutes: float | None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.directory, self.monitor, self.sign = directory, monitor, 1 if mode == "min" else -1
+        self.directory, self.monitor, self.sign = run_directory / "checkpoints", monitor, 1 if mode == "min" else -1
         self.every_n_steps, self.every_minutes, self.clock = every_n_steps, every_minutes, clock
         self.best: float | None = None
         self._validated = False  # since the last checkpoint

@@ -14,13 +14,13 @@ from quartet.distributed import highest
 class Pruning(Callback):
     """The first worker asks, all of them stop as if training had come to its end.
 
-    `directory` is that of the run, inside the sweep's. The unit of progress is a validation, so that runs with other
+    `run_directory` lies inside the sweep's. The unit of progress is a validation, so that runs with other
     batch sizes are compared at the same share of their training. What is told is the best value so far, as that is what
     a run is judged by at its end. A run that is at its end is not pruned.
     """
 
-    def __init__(self, *, directory: Path, monitor: str, mode: str):
-        self.directory, self.monitor, self.better = directory, monitor, min if mode == "min" else max
+    def __init__(self, *, run_directory: Path, monitor: str, mode: str):
+        self.directory, self.monitor, self.better = run_directory, monitor, min if mode == "min" else max
         self.pruned, self._validations = False, 0
         self._best: float | None = None
         self._reporter: Any = None

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from quartet.check import direction_problem
+from quartet.config import direction_problem
 from quartet.sweeps.space import Dimension, size, start_point
 
 SAMPLERS = ("grid", "tpe", "random", "gp", "cma_es", "qmc")

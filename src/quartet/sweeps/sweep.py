@@ -17,8 +17,8 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from quartet.check import check_pairing, settle_monitor
 from quartet.cli import CONF, is_group, override_problems, strange_options
+from quartet.config import check_pairing, settle_monitor, upgrade
 from quartet.interruption import Interrupted
 from quartet.run import Run, read_metrics, refuse_links_out
 from quartet.say import printable, say
@@ -44,6 +44,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
     raise_problems(filter(None, (dimension.problem() for dimension in space)))
     raise_problems(_param_problems(settings["params"]))
     first = _composed(loader, config, [*fixed, *_first_point(space)])
+    upgrade(first)
     choices = [f"{d.key}={','.join(d.values)}" for d in space if d.values and (CONF / d.key).is_dir()]
     if choices:  # they may fit each other in some of the jobs, but they have to exist
         raise_problems(override_problems("train", ["-m", *choices]))
