@@ -22,7 +22,7 @@ ALLOWED = {
     "sampling.py": {"torch"},
     "data": {
         "torch", "torchvision", "numpy", "pytorch_lightning", "sklearn", "tokenizers", "PIL", "scipy", "pandas", "pyarrow",
-        "quartet.say",
+        "quartet.say", "quartet.typed",
     },
     "tasks": {"torch", "torchmetrics", "pytorch_lightning", "quartet.optim", "quartet.data.spec", "quartet.distributed"},
     "callbacks": {
@@ -32,7 +32,7 @@ ALLOWED = {
         "quartet.sweeps.study",
     },
     "sweeps": {
-        "hydra", "omegaconf", "cloudpickle", "rich", "optuna", "submitit", "ray",
+        "hydra", "omegaconf", "filelock", "rich", "optuna", "submitit", "ray",
         "quartet.build", "quartet.config", "quartet.cli", "quartet.interruption", "quartet.launch", "quartet.report",
         "quartet.run", "quartet.say", "quartet.train", "quartet.trust", "quartet.typed", "quartet.worker", "quartet.workers",
     },
@@ -45,7 +45,10 @@ ALLOWED = {
     "say.py": set(),
     "typed.py": set(),
     "trust.py": {"quartet.typed"},
-    "run.py": {"omegaconf", "yaml", "quartet.config", "quartet.interruption", "quartet.say", "quartet.trust", "quartet.typed"},
+    "run.py": {
+        "filelock", "omegaconf", "yaml", "quartet.config", "quartet.interruption", "quartet.say", "quartet.trust",
+        "quartet.typed",
+    },
     "distributed.py": {"torch"},
     "interruption.py": set(),
     "arguments.py": set(),
@@ -53,7 +56,10 @@ ALLOWED = {
         "hydra", "omegaconf", "quartet.arguments", "quartet.cli", "quartet.data.splits", "quartet.say", "quartet.trust",
         "quartet.typed",
     },
-    "cli.py": {"hydra", "omegaconf", "quartet.config", "quartet.run", "quartet.interruption", "quartet.say", "quartet.trust", "quartet.typed"},
+    "cli.py": {
+        "hydra", "omegaconf", "quartet.config", "quartet.run", "quartet.interruption", "quartet.say", "quartet.trust",
+        "quartet.typed",
+    },
 }  # fmt: skip
 
 

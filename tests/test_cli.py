@@ -103,8 +103,14 @@ def test_what_is_no_setting_is_explained(script, word, expected):
         (["data.batch_size=many"], ["data.batch_size must be an integer of at least 1, not 'many'"]),
         (["model.dropout=1.5"], ["model.dropout must be a probability: at least 0 and below 1"]),
         (["trainer.max_steps=0"], ["trainer.max_steps must be"]),
-        (["trainer.val_check_interval=0"], ["trainer.val_check_interval must be an integer of at least 1 or a fraction"]),
-        (["trainer.val_check_interval=1.5"], ["trainer.val_check_interval must be an integer of at least 1 or a fraction"]),
+        (
+            ["trainer.val_check_interval=0"],
+            ["trainer.val_check_interval must be an integer of at least 1 or a fraction"],
+        ),
+        (
+            ["trainer.val_check_interval=1.5"],
+            ["trainer.val_check_interval must be an integer of at least 1 or a fraction"],
+        ),
         (["data.split=[0.5,0.6]"], ["data.split must be three shares"]),
         (["monitor.mode=best"], ["monitor.mode must be one of min, max or null"]),
         (["optimizer.lr=0", "seed=-1", "task.l1=-0.5"], ["optimizer.lr", "seed", "task.l1"]),

@@ -109,7 +109,10 @@ def test_validations_every_third_epoch(compose, table):
         ("trainer.check_val_every_n_epoch=0", "must be an integer of at least 1 or null"),
         ("trainer.accumulate_grad_batches=4 +trainer.limit_train_batches=10", "must be a multiple of"),
         ("trainer.accumulate_grad_batches=4 +trainer.limit_train_batches=0.3", "must be an integer of batches"),
-        ("+trainer.overfit_batches=-1", "trainer.overfit_batches must be an integer of at least 0 or a number from 0 to 1"),
+        (
+            "+trainer.overfit_batches=-1",
+            "trainer.overfit_batches must be an integer of at least 0 or a number from 0 to 1",
+        ),
         ("seed=4294967296", "seed must be an integer from 0 to 4294967295, not 4294967296"),
     ],
 )

@@ -128,8 +128,8 @@ def words(hint: Any) -> str:
         return " or ".join(words(part) for part in inner)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
-    if origin is list and inner:
-        return f"a list, each item {words(inner[0])}"
+    if origin is list:
+        return f"a list, each item {words(*inner)}"
     return TYPE_NAMES.get(hint, str(hint))
 
 

@@ -96,10 +96,14 @@ def opened(run: Run, data_path: str | None = None) -> DictConfig:
         if not run.may_download:
             _forbid_downloads(config.data)
     except ValueError as error:
+        if run.may_download:  # the user has just typed it
+            raise
         raise ValueError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
     except Exception as error:  # parts are missing, or have another shape
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{where} is not the config of a run ({reason}); bring back the file, or train again") from error
+        raise ValueError(
+            f"{where} is not the config of a run ({reason}); bring back the file, or train again"
+        ) from error
     return config
 
 

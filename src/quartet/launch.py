@@ -6,7 +6,6 @@ One device runs in this process, several run as workers that are given nothing b
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,6 @@ from quartet.config import check_pairing
 from quartet.interruption import Interrupted, stoppable
 from quartet.run import DEBUG, Run, written
 from quartet.say import TAB, printable, say
-from quartet.sweeps.locks import job_lock
 from quartet.typed import argument, command, tensorboard
 from quartet.workers import environment_rank, inherited, run_workers, share_directory
 
@@ -37,8 +35,10 @@ def launch(config: DictConfig) -> float | None:
     rank, _ = environment_rank() or (0, 1)
     os.environ.setdefault("RANK", str(rank))  # SLURM has another name for it; the first one writes and speaks
     with stoppable():
-        if in_sweep() and config.resume is None:
-            run = _job(config)
+        if in_sweep() and config.resume is None:  # by a launcher of Hydra: the sweep has made the run already
+            hydra = HydraConfig.get()
+            run = Run(Path(hydra.sweep.dir).absolute() / str(hydra.job.num))
+            execute(run)
         else:
             run = _train(*(_resume(config) if config.resume is not None else _start(config)))
     if rank > 0:
@@ -65,27 +65,7 @@ def _trusting(run: Run) -> str:
     return ""
 
 
-def _job(config: DictConfig) -> Run:
-    """A job of a sweep: begun, or gone on with where its directory has a checkpoint already."""
-    hydra = HydraConfig.get()
-    directory = Path(hydra.sweep.dir).absolute()
-    if str(hydra.sweep.subdir) != str(hydra.job.num):
-        raise ValueError("hydra.sweep.subdir is the number of the run, so that a sweep can go on; leave it out")
-    run = Run(directory / str(hydra.sweep.subdir))
-    with job_lock(directory):
-        if run.status in ("completed", "pruned"):
-            return run
-        if run.last_checkpoint is not None:
-            say(f"{run}: going on from its last checkpoint")
-            return _train(run, None)
-        begun, data = _start(config, instead_of=run.directory)
-        if data is not None:
-            words = [word for word in hydra.overrides.task if not word.startswith(("sweep=", "sweep."))]
-            begun.write("trial.json", {"number": int(hydra.job.num), "overrides": words})
-        return _train(begun, data)
-
-
-def execute(run: Run, data: Any) -> None:
+def execute(run: Run, data: Any = None) -> None:
     """On one device here; on several by workers, unless this process is one of them already."""
     n, settings = n_workers(run.config), run.config.trainer
     if n * settings.num_nodes == 1 or environment_rank():
@@ -127,8 +107,8 @@ def n_workers(config: DictConfig) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def _start(config: DictConfig, instead_of: Path | None = None) -> tuple[Run, Any]:
-    """A new run; `instead_of` is the directory of a killed one, with nothing to go on from."""
+def _start(config: DictConfig) -> tuple[Run, Any]:
+    """A new run."""
     chosen = HydraConfig.get().runtime.choices.get("sweep", "default")
     if chosen != "default" and not in_sweep():
         raise ValueError(f"sweep={chosen} makes many runs; say -m too")
@@ -142,8 +122,6 @@ def _start(config: DictConfig, instead_of: Path | None = None) -> tuple[Run, Any
     made: list[Any] = []
 
     def make() -> Path:
-        if instead_of is not None:
-            shutil.rmtree(instead_of, ignore_errors=True)
         made[:] = create(config)
         return made[0].directory
 
@@ -224,36 +202,14 @@ def _moved(run: Run, path: str) -> Any:
 
 
 def _name(config: DictConfig) -> None:
-    """Fill in what Hydra knows: the run's name; inside a sweep its directory, and what the sweep wants of its jobs."""
+    """Fill in the run's name, which Hydra's choices make."""
     hydra = HydraConfig.get()
     with open_dict(config):
         if config.run.name is None:
             config.run.name = "{model}-{data}".format(**hydra.runtime.choices)
-        if hydra.runtime.choices.get("trainer") == DEBUG and config.run.dir is None and not in_sweep():
+        if hydra.runtime.choices.get("trainer") == DEBUG and config.run.dir is None:
             config.run.name = f"{DEBUG}/{config.run.name}"
         config.pop("sweep", None)
-        if in_sweep():
-            config.run.dir = str(Path(hydra.sweep.dir) / hydra.sweep.subdir)
-            config.test = False  # a sweep chooses; only what is chosen is tested
-            if (Path(hydra.sweep.dir) / "sweep.json").is_file():
-                _follow(config, Run(Path(hydra.sweep.dir)).read("sweep.json"))
-
-
-def _follow(config: DictConfig, plan: dict[str, Any]) -> None:
-    """One objective of the sweep decides on the best checkpoint too; a sweep with a pruner ends hopeless runs."""
-    if len(plan["objectives"]) == 1:
-        ((metric, mode),) = plan["objectives"].items()
-        config.monitor = {"metric": metric, "mode": mode}
-        if plan["pruner"]:
-            target = "quartet.callbacks.pruning.Pruning"
-            config.callbacks.pruning = {"_target_": target, "monitor": metric, "mode": mode}
-        return
-    from quartet.build import val_metrics
-
-    known = val_metrics(config)
-    for metric in plan["objectives"]:
-        if metric not in known:
-            raise ValueError(f"sweep.objectives must be among {', '.join(known)}, not {metric!r}")
 
 
 def _announce(config: DictConfig) -> None:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from quartet import trust
@@ -39,17 +40,15 @@ from quartet.interruption import Interrupted
 from quartet.say import printable
 from quartet.typed import PROJECT, argument, command
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
-
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 COUNTS = ("steps", "epochs", "seconds", "peak_memory_bytes", "parameters")  # numbers in result.json
 CONFIG_BYTES = 1_000_000  # a config has about 6 KB; names of columns or classes may make it longer
 DEBUG = "debug"  # the folder of runs that trainer=debug makes
 BEGUN = "QUARTET_BEGUN"  # the directory of the run that a user's command has just begun
 CHANGES = "uncommitted.diff"
+LOCK = ".lock"  # held by the process that trains a run
+LOOKING = 0.2  # s that another process may hold the lock just to see whether it is free, see `is_busy`
+PATIENCE = 60  # s that a process which nobody watches any more has to save and stop: twice what it needs at most
 EARLY = (
     "config.yaml",
     "environment.json",
@@ -57,6 +56,7 @@ EARLY = (
     "data.json",
     "preprocessing.json",
     "trial.json",
+    LOCK,
 )  # before it trains
 TEMPORARY = re.compile(r"\.(config\.yaml|\w+\.json)\.[0-9a-f]{8}")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
@@ -222,43 +222,47 @@ class Run:
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
-        """Only one process (the first worker of one run) trains here; a killed one leaves nothing behind.
+        """Only one process (the first worker of one run) trains here; a killed one leaves no lock behind.
 
-        Raises BlockingIOError where another one does.
+        Raises BlockingIOError while another one does.
         """
-        if os.environ.get("RANK", "0") != "0" or fcntl is None:
+        if os.environ.get("RANK", "0") != "0":
             yield
             return
-        with (self.directory / "config.yaml").open("r+b") as file:  # NFS locks only what can be written
-            for attempt in range(6):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if attempt == 5:
-                        message = f"{self} is being trained by another process; stop that one first"
-                        raise BlockingIOError(message) from error
-                    time.sleep(0.02)  # another one may just be looking, see `is_busy`
-            yield
+        try:
+            with FileLock(self.directory / LOCK, timeout=LOOKING):
+                yield
+        except Timeout as error:
+            raise BlockingIOError(f"{self} is being trained by another process; stop that one first") from error
 
     @property
     def is_busy(self) -> bool:
         """Whether a process trains here."""
-        if fcntl is None:
+        path = self.directory / LOCK
+        if not path.exists():
             return False
-        with (self.directory / "config.yaml").open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            except OSError:  # a disk without locks
+        try:
+            with FileLock(path, timeout=0):
                 return False
-        return False
+        except Timeout:
+            return True
+        except OSError:  # a disk without locks, or the run of somebody else
+            return False
+
+    def wait_until_free(self, seconds: float = PATIENCE) -> None:
+        """Wait for a process that a kill has left behind to save and stop; BlockingIOError if it does not in time."""
+        until = time.monotonic() + seconds
+        while self.is_busy and time.monotonic() < until:
+            time.sleep(0.1)
+        with self.exclusively():
+            pass
 
     def ended_badly(self, error: BaseException, **facts: Any) -> None:
         """Say so in `result.json`, with the facts that are known, and why in `error.txt`; nothing on a full disk."""
         interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
-        nothing = {"metrics": {}, "objective": {"name": None, "value": None}}
+        nothing: dict[str, Any] = {"metrics": {}, "objective": {"name": None, "value": None}}
+        if not interrupted:
+            nothing["error"] = described(error)
         if not interrupted:
             with suppress(Exception):
                 text = "".join(traceback.format_exception(error))
@@ -293,6 +297,14 @@ class Run:
         """The path as a person would type it from here."""
         here = Path.cwd()
         return str(self.directory.relative_to(here) if self.directory.is_relative_to(here) else self.directory)
+
+
+def described(error: BaseException) -> str:
+    """An error in one line for a person, with its type unless the message says all."""
+    message = str(error)
+    if message and isinstance(error, ValueError | OSError):
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def refuse_links_out(directory: Path, kind: str) -> None:

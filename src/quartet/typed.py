@@ -17,6 +17,11 @@ OTHER = re.compile(r"(?i)true|false|null|[+-]?(nan|inf)|[+-]?[\d_.]+(e[+-]?\d+)?
 EVERYWHERE = "python scripts/train.py"  # in pages, which are read on other machines too
 
 
+def user_path(path: str) -> str:
+    """A path as the user typed it, with `~` expanded; relative paths are relative to the working directory."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def argument(key: str, value: Any) -> str:
     """`key=value` for a shell: a text stays that text, through the shell, Hydra and OmegaConf."""
     return shell(f"{key}={hydra(str(value))}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import unicodedata
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pytorch_lightning import LightningDataModule, Trainer
 from quartet.data.memory import Dataset, MemoryLoader, Order, sequential, shuffled
 from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS, Split
+from quartet.typed import user_path as user_path
 
 
 class DataModule(LightningDataModule):
@@ -199,11 +199,6 @@ def seed_step(device: torch.device, *position: int) -> None:
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(number)
-
-
-def user_path(path: str) -> str:
-    """A path as the user typed it, with `~` expanded; relative paths are relative to the working directory."""
-    return os.path.abspath(os.path.expanduser(path))
 
 
 # what file managers, archives and storage systems leave in folders: beginnings of names, and whole ones in lower case

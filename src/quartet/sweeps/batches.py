@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from quartet.say import printable, say
-from quartet.sweeps.child import Job
-from quartet.sweeps.pool import Ending, described
-from quartet.workers import describe
+from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome
 
 
-def launch_batches(
-    launcher: Any, next_job: Callable[[], Job | None], ended: Callable[[Ending], str], n_jobs: int
+def run_in_batches(
+    launcher: Any,
+    n_jobs: int,
+    jobs: Iterator[Job],
+    ended: Callable[[JobResult], None],
+    watcher: Watcher,
 ) -> None:
-    """At most `n_jobs` at a time, until `next_job` gives None and the last one has ended."""
+    """At most `n_jobs` at a time; the task function that these launchers call trains the run with the job's number."""
     waiting: list[Job] = []
     while True:
-        while len(waiting) < n_jobs and (job := next_job()) is not None:
+        while len(waiting) < n_jobs and (job := next(jobs, None)) is not None:
             waiting.append(job)
         if not waiting:
             return
@@ -27,25 +27,15 @@ def launch_batches(
         while waiting and waiting[0].number == batch[-1].number + 1:  # launchers count on from the first number
             batch.append(waiting.pop(0))
         for job in batch:
-            say(f"\njob {job.number}: {job.label}")
-        begun = time.monotonic()
+            watcher.started(job)
+        begun, words = time.monotonic(), [job.run.read("trial.json")["overrides"] for job in batch]
         try:
-            returns = launcher.launch([list(job.overrides) for job in batch], initial_job_idx=batch[0].number)
-        except Exception:  # some launchers do so where one job is killed; the others may still work
+            returns = launcher.launch(words, initial_job_idx=batch[0].number)
+        except Exception:  # some launchers raise when one job is killed; the others may still be running
             for job in batch:
-                ended(Ending(job, "stopped", "the launcher gave up"))
+                ended(JobResult(job, "stopped", "the launcher gave up"))
             raise
-        for job, result in zip(batch, returns, strict=True):
-            text = ended(_ending(job, result, time.monotonic() - begun))
-            failed = text.startswith("failed")
-            line = printable(f"{'error: ' if failed else ''}job {job.number} {text}", keep="\n")
-            print(line, file=sys.stderr if failed else sys.stdout)
-            sys.stdout.flush()
-
-
-def _ending(job: Job, result: Any, seconds: float) -> Ending:
-    value = result._return_value  # the property prints what we say better
-    if isinstance(value, Exception):
-        record = describe(value)
-        return Ending(job, "error", described(record), error=record, seconds=seconds)
-    return Ending(job, "returned", "returned", value=value, seconds=seconds)
+        for job, returned in zip(batch, returns, strict=True):
+            failed = isinstance(returned._return_value, Exception)  # the property would print it
+            status, message = outcome(job.run, 1 if failed else 0)
+            ended(JobResult(job, status, message, time.monotonic() - begun))

@@ -10,45 +10,48 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from quartet.run import read_metrics
 from quartet.say import printable
-from quartet.sweeps.child import Job
-from quartet.sweeps.pool import Ending, Observer, in_words, log_tail
+from quartet.sweeps.jobs import Job, JobResult
+from quartet.sweeps.pool import in_words, log_tail
 
 TAIL = 10  # lines of a failed job's log
-BEST = "(best so far)"  # what a sweeper says of a completed job that is
-REFRESH = 0.5  # seconds between two looks at the logs
-PROGRESS = re.compile(r"^(step|epoch|validation|test) +\d")  # a line of callbacks/progress.py
+REFRESH = 0.5  # seconds between two looks at the metrics
+SHOWN = ("train/loss", "val/loss", "val/bits_per_byte", "val/accuracy", "val/rmse")  # of a running job
 
 
 @dataclass
 class Row:
     job: Job
-    log: Path
     begun: float = field(default_factory=time.monotonic)
-    note: str = ""
 
 
-class Display(Observer):
-    """`total` jobs are to come, if that is known. Use as a context manager, so that the terminal is left in order."""
+class Display:
+    """Watches a launcher; `total` jobs are to come. A context manager, so that the terminal is left in order."""
 
     def __init__(self, total: int | None = None, live: bool | None = None):
-        self.total, self.counts, self._best = total, Counter[str](), ""
+        self.total, self.counts, self.best = total, Counter[str](), ""
         self._rows: dict[int, Row] = {}
         self._live: Any = None
         self._refreshed = 0.0
         if sys.stdout.isatty() if live is None else live:
-            self._start_live()
+            from rich.live import Live
+
+            self._live = Live(auto_refresh=False, transient=True)
+            self._live.start()
 
     def __enter__(self) -> Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._live is not None:
+            self._live.update("", refresh=True)
+            self._live.stop()
+            self._live = None
 
-    # what a pool tells
-    def started(self, job: Job, log: Path) -> None:
+    def started(self, job: Job, log: Path | None = None) -> None:
         again = job.number in self._rows
-        self._rows[job.number] = Row(job, log)
+        self._rows[job.number] = Row(job)
         if self._live is None and not again:
             self.say(f"job {job.number} started: {job.label or 'defaults'}")
         self.tick(now=True)
@@ -56,29 +59,25 @@ class Display(Observer):
     def overdue(self, job: Job, seconds: float) -> None:
         self.say(f"job {job.number} is past its time limit of {in_words(seconds)}: stopping it", sys.stderr)
 
-    def retried(self, ending: Ending) -> None:
+    def retried(self, result: JobResult) -> None:
         again = "starting it again, from its last checkpoint if it has one"
-        self.say(f"job {ending.job.number} {ending.message}; {again}", sys.stderr)
+        self.say(f"job {result.job.number} {result.message}; {again}", sys.stderr)
 
-    def tick(self, now: bool = False) -> None:
-        if self._live is not None and (now or time.monotonic() - self._refreshed > REFRESH):
-            self._refreshed = time.monotonic()
-            self._live.update(self._table(), refresh=True)
-
-    # what the sweep tells
-    def ended(self, ending: Ending, text: str) -> None:
-        """`text` says what came of it and begins with the outcome: completed, pruned, failed, stopped."""
-        outcome = text.split()[0].strip(":,")
+    def ended(self, result: JobResult, outcome: str, facts: str, *, best: bool = False) -> None:
+        """`outcome`: completed, pruned, failed or stopped, as the sweep counts it; `facts`: what is known beyond that."""
+        job = result.job
         self.counts[outcome] += 1
-        if BEST in text:
-            self._best = f"best: job {ending.job.number}{text.removeprefix(outcome).replace(BEST, '').rstrip()}"
-        self._rows.pop(ending.job.number, None)
-        facts = [_duration(ending.seconds)]
-        facts += [f"{ending.attempts} attempts"] if ending.attempts > 1 else []
-        facts += [short(ending.job.label)] if self._live is not None and ending.job.label else []
-        lines = [f"job {ending.job.number} {text} ({', '.join(facts)})"]
-        if outcome == "failed":
-            lines += [f"  | {line}" for line in ending.log_tail(TAIL)] + [f"  all of it: {_short(ending.log)}"]
+        self._rows.pop(job.number, None)
+        if best:
+            self.best = f"best: job {job.number}{facts}"
+        aside = [duration(result.seconds)]
+        aside += [f"{result.attempts} attempts"] if result.attempts > 1 else []
+        aside += [short(job.label)] if self._live is not None and job.label else []
+        lines = [f"job {job.number} {outcome}{facts}{' (best so far)' if best else ''} ({', '.join(aside)})"]
+        if outcome == "failed" and result.log is not None:
+            here = Path.cwd()
+            log = result.log.relative_to(here) if result.log.is_relative_to(here) else result.log
+            lines += [f"  | {line}" for line in log_tail(result.log, TAIL)] + [f"  all of it: {log}"]
         self.say("\n".join(lines), sys.stderr if outcome == "failed" else None)
         self.tick(now=True)
 
@@ -92,34 +91,33 @@ class Display(Observer):
 
             self._live.console.print(Text(text, overflow="fold"))
 
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.update("", refresh=True)
-            self._live.stop()
-            self._live = None
-
-    # the table
-    def _start_live(self) -> None:
-        from rich.live import Live
-
-        self._live = Live(auto_refresh=False, transient=True)
-        self._live.start()
-
-    def _table(self) -> Any:
+    def tick(self, now: bool = False) -> None:
+        """Draw the table again, if there is one and its time has come."""
+        if self._live is None or not (now or time.monotonic() - self._refreshed > REFRESH):
+            return
         from rich.text import Text
 
+        self._refreshed = time.monotonic()
         width, height = self._live.console.size
-        shown = list(self._rows.values())[: max(1, height - 2)]
-        for row in shown:
-            row.note = _last_progress(row.log) or row.note
-        rows = [(f"job {r.job.number}", printable(short(r.job.label)), printable(r.note), _elapsed(r)) for r in shown]
-        return Text("\n".join([*table(rows, width), clip(self._summary(), width)]), no_wrap=True, overflow="crop")
-
-    def _summary(self) -> str:
+        rows = []
+        for row in list(self._rows.values())[: max(1, height - 2)]:
+            label, elapsed = printable(short(row.job.label)), duration(self._refreshed - row.begun)
+            rows.append((f"job {row.job.number}", label, progress(row.job), elapsed))
         ended = sum(self.counts.values())
         parts = [f"{ended} of {self.total} ended" if self.total else f"{ended} ended"]
-        parts += [f"{n} {name}" for name, n in self.counts.items()]
-        return " · ".join(filter(None, [*parts, f"{len(self._rows)} running", self._best]))
+        parts += [*(f"{n} {name}" for name, n in self.counts.items()), f"{len(self._rows)} running", self.best]
+        summary = clip(" · ".join(filter(None, parts)), width)
+        self._live.update(Text("\n".join([*table(rows, width), summary]), no_wrap=True, overflow="crop"), refresh=True)
+
+
+def progress(job: Job) -> str:
+    """The last step that a run has logged, with the newest value of each metric that is worth showing."""
+    rows = read_metrics(job.run.directory / "metrics.csv")
+    if not rows:
+        return ""
+    newest = {name: value for row in rows for name, value in row.items() if value}
+    metrics = [f"{name} {float(newest[name]):.4g}" for name in SHOWN if name in newest]
+    return "  ".join([f"step {int(newest['step']) + 1:,}", *metrics])
 
 
 def table(rows: list[tuple[str, str, str, str]], width: int) -> list[str]:
@@ -128,8 +126,7 @@ def table(rows: list[tuple[str, str, str, str]], width: int) -> list[str]:
     label = min(label, 2 * width // 5)
     note = max(0, width - job - label - elapsed - 6)
     cells = [(row[0], clip(row[1], label), whole_parts(row[2], note), row[3]) for row in rows]
-    lines = [f"{a:<{job}}  {b:<{label}}  {c:<{note}}  {d:>{elapsed}}" for a, b, c, d in cells]
-    return [clip(line, width) for line in lines]
+    return [clip(f"{a:<{job}}  {b:<{label}}  {c:<{note}}  {d:>{elapsed}}", width) for a, b, c, d in cells]
 
 
 def clip(text: str, width: int) -> str:
@@ -138,7 +135,7 @@ def clip(text: str, width: int) -> str:
 
 def whole_parts(text: str, width: int) -> str:
     """As many of the parts that two spaces separate as there is room for."""
-    parts = re.split(r" {2,}(?=\D|\d+%)", text)
+    parts = text.split("  ")
     while parts and len("  ".join(parts)) > width:
         parts.pop()
     return "  ".join(parts)
@@ -149,23 +146,7 @@ def short(label: str) -> str:
     return re.sub(r"(^| )[+~]*[\w.]+\.(?=\w+=)", r"\1", label)
 
 
-def _last_progress(log: Path) -> str:
-    lines = [line for line in log_tail(log, 10) if PROGRESS.match(line)]
-    return lines[-1] if lines else ""
-
-
-def _elapsed(row: Row) -> str:
-    return _duration(time.monotonic() - row.begun)
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{seconds:.1f} s"
-
-
-def _short(path: Path | None) -> str:
-    if path is None:
-        return ""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)

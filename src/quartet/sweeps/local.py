@@ -5,32 +5,30 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from quartet.sweeps.child import Job
 from quartet.sweeps.pool import Pool
 
 MOST_ON_CPU = 4  # workers by default: beyond, memory and its bandwidth run out before cores do
-PRELOAD = ("quartet.sweeps.preload",)
 
 
-def make_pool(settings: Mapping[str, Any], config: DictConfig, work: Callable[[Job], Any]) -> Pool:
+def make_pool(settings: Mapping[str, Any], config: DictConfig) -> Pool:
     """ValueError with a line for each mistake in `settings` (those of conf/hydra/launcher/local.yaml)."""
     problems = [text for name, value in settings.items() if (text := _problem(name, value))]
     if problems:
         raise ValueError("\n".join(problems))
-    slots = make_slots(settings["workers"], config.get("trainer") or {})
-    threads = settings["threads"] or os.environ.get("OMP_NUM_THREADS") or max(1, cores() // len(slots))
+    trainer = config.get("trainer") or {}
+    slots = make_slots(settings["workers"], trainer)
+    threads = int(settings["threads"] or os.environ.get("OMP_NUM_THREADS") or max(1, cores() // len(slots)))
+    threads = max(1, threads // devices(trainer))  # those of a job are for all of its workers
     minutes = settings["timeout_minutes"]
     return Pool(
-        work,
         slots=slots,
         environment={"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)},  # the latter: tokenizers
-        preload=PRELOAD,
         logs=Path(config.hydra.sweep.dir).absolute() / "logs",
         timeout_seconds=None if minutes is None else 60 * minutes,
         retries=settings["retries"],
@@ -87,9 +85,3 @@ def visible_gpus() -> list[str]:
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def labels(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """What varies from job to job; all of it where nothing does."""
-    same = set.intersection(*(set(overrides) for overrides in jobs)) if len(jobs) > 1 else set()
-    return [" ".join(word for word in overrides if word not in same) for overrides in jobs]

@@ -1,7 +1,7 @@
-"""Some jobs at a time as processes: one that crashes, runs out of memory or hangs ends alone, and is reported at once.
+"""hydra/launcher=local: some jobs at a time, each in a process of its own.
 
-Each is forked from a server that has imported everything once; the sweep itself imports no torch. Where there is no fork
-(Windows) each process imports for itself.
+A job that crashes, runs out of memory or hangs ends alone. Processes are forked from a server that has imported torch and
+everything else once, and the sweep's own process never does; without fork (Windows) each imports for itself.
 """
 
 from __future__ import annotations
@@ -12,75 +12,69 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from quartet.interruption import SIGNALS, Interrupted, StopRequest, stoppable
-from quartet.sweeps.child import SERVER_LOST, Child, Job, Order
+from quartet.interruption import SIGNALS, Interrupted, stoppable
+from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome
+from quartet.worker import run_job
 from quartet.workers import inherited
 
-POLL = 0.2  # seconds between looks at the clock; what processes report is read when it comes
+POLL = 0.2  # seconds between two looks at the clock; the end of a process is noticed at once
 GRACE = 10.0  # seconds for a checkpoint after the time limit
+AGAIN = 1.0  # seconds after which a request to stop is repeated, in case it came before the job could hear it
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours and movements of a terminal
 NOTICE = "stopping the jobs after their step, with a checkpoint each; Ctrl-C again kills them"
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a job ended, after its last attempt.
-
-    `kind`: returned (`value`: plain data) · error (`error`: as quartet.workers.describe) · killed (a signal, or an exit
-    code without an error) · timeout · stopped (with the sweep). `seconds`: from its first start, all attempts together.
-    """
+@dataclass
+class Attempt:
+    """A process that trains a job."""
 
     job: Job
-    kind: str
-    message: str
-    value: Any = None
-    error: dict[str, Any] | None = None
-    exit_code: int | None = None
-    seconds: float = 0.0
-    attempts: int = 1
-    log: Path | None = None
+    slot: int
+    process: Any
+    log: Path
+    number: int = 1
+    begun: float = field(default_factory=time.monotonic)
+    first_begun: float = field(default_factory=time.monotonic)
+    overdue: bool = False
+    asked: float | None = None  # when it was last asked to stop
+    kill_at: float | None = None
 
-    def log_tail(self, n: int) -> list[str]:
-        return log_tail(self.log, n) if self.log else []
+    def stop(self) -> None:
+        """SIGTERM, on which a run saves and ends; to be repeated until it does."""
+        now = time.monotonic()
+        if self.asked is None or now - self.asked > AGAIN:
+            self.asked = now
+            self.signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
 
-class Observer:
-    """What a pool tells while it works; does nothing itself."""
-
-    def started(self, job: Job, log: Path) -> None: ...
-
-    def overdue(self, job: Job, seconds: float) -> None:
-        """Past its time limit of `seconds`, and asked to stop."""
-
-    def retried(self, ending: Ending) -> None:
-        """Ended so, and started again."""
-
-    def tick(self) -> None:
-        """Called a few times a second."""
-
-
-NextJob = Callable[[], Job | None]
-Ended = Callable[[Ending], None]
+    def signal(self, signum: int) -> None:
+        """To the process and all in its group; it may not lead one yet."""
+        with suppress(ProcessLookupError):
+            try:
+                os.killpg(self.process.pid, signum)
+            except ProcessLookupError:
+                if self.process.exitcode is None:
+                    os.kill(self.process.pid, signum)
 
 
 class Pool:
-    """Runs `work(job)`, which cloudpickle can carry, in one process for each of `slots` at a time.
+    """At most one job at a time in each of `slots`, which are environment variables such as CUDA_VISIBLE_DEVICES.
 
-    A slot is what its jobs find in their environment, such as a device; `environment` is what all of them share, in force
-    before the modules of `preload` are imported. A job that is killed or past `timeout_seconds` starts again at once, at
-    most `retries` times; errors of the program are final. `logs`/<number>.log has all that a job prints.
+    `environment` is shared by all, and in force before the modules of `preload` are imported. A job that is killed or
+    over `timeout_seconds` starts again, at most `retries` times; errors are final. `logs`/<number>.log has all that a
+    job prints.
     """
 
     def __init__(
         self,
-        work: Callable[[Job], Any],
         *,
         slots: Sequence[dict[str, str]],
         logs: Path,
@@ -89,175 +83,121 @@ class Pool:
         timeout_seconds: float | None = None,
         retries: int = 0,
         grace: float = GRACE,
+        target: Callable[[str, str, dict[str, str]], None] = run_job,
     ):
-        self.work, self.slots, self.logs = work, slots, logs
-        self.environment, self.preload = environment or {}, preload
-        self.timeout_seconds, self.retries, self.grace = timeout_seconds, retries, grace
-        self._running: dict[int, Child] = {}  # by slot
-        self._exhausted = False
+        self.slots, self.logs, self.environment, self.preload = slots, logs, environment or {}, preload
+        self.timeout_seconds, self.retries, self.grace, self.target = timeout_seconds, retries, grace, target
+        kinds = multiprocessing.get_all_start_methods()
+        self.context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
 
-    def run(self, next_job: NextJob, ended: Ended, tell: Observer | None = None) -> None:
-        """Until `next_job` returns None, which is final, and the last job has ended; it is asked when a slot is free.
-
-        `ended` is called here, once for each job. Interrupted: a signal came, and all processes have ended.
-        """
-        tell, self._exhausted = tell or Observer(), False
-        with self._environment(), stoppable() as request:
+    def run(self, jobs: Iterator[Job], ended: Callable[[JobResult], None], watcher: Watcher) -> None:
+        """See `Launcher.run`. A second Ctrl-C kills the jobs."""
+        running: dict[int, Attempt] = {}  # by slot
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with inherited(self.environment), stoppable() as request:
             request.deferred, request.notice = True, NOTICE
+            self._start_server()
             try:
-                self._loop(request, next_job, ended, tell)
-            except Interrupted:  # Ctrl-C again
-                self._end_all(ended, grace=0)
-                raise
-            except BaseException:  # of the one who asks
-                self._end_all(lambda ending: None, grace=self.grace)
+                exhausted = False
+                while True:
+                    # fill the free slots
+                    for slot in range(len(self.slots)):
+                        if slot not in running and not exhausted and request.signum is None:
+                            job = next(jobs, None)
+                            exhausted = job is None
+                            if job is not None:
+                                running[slot] = self._start(job, slot, watcher)
+                    if not running:
+                        break
+                    # wait until something happens, and see to each job
+                    connection.wait([attempt.process.sentinel for attempt in running.values()], POLL)
+                    for slot, attempt in list(running.items()):
+                        stopping = request.signum is not None
+                        if attempt.process.exitcode is not None:
+                            del running[slot]
+                            result = self._result(attempt, stopping)
+                            if (
+                                result.status in ("killed", "timeout")
+                                and attempt.number <= self.retries
+                                and not stopping
+                            ):
+                                watcher.retried(result)
+                                running[slot] = self._start(attempt.job, slot, watcher, before=attempt)
+                            else:
+                                ended(result)
+                        elif stopping:
+                            attempt.stop()
+                        else:
+                            self._mind_the_time(attempt, watcher)
+                    watcher.tick()
+            except BaseException as error:
+                # Ctrl-C again, or a mistake of whoever hands in the jobs
+                again = isinstance(error, Interrupted)
+                self._end_all(running, grace=0 if again else self.grace)
+                for attempt in running.values() if again else ():
+                    ended(self._result(attempt, stopping=True))
                 raise
             if request.signum is not None:
                 raise Interrupted(request.signum)
 
-    def _loop(self, request: StopRequest, next_job: NextJob, ended: Ended, tell: Observer) -> None:
-        stopping = False
-        while True:
-            if request.signum is not None and not stopping:
-                stopping = True
-                for child in self._running.values():
-                    child.stop(kill_after=None)
-            if not stopping:
-                self._fill(next_job, tell)
-            if not self._running:
-                return
-            connection.wait([source for child in self._running.values() for source in child.sources], POLL)
-            for child in list(self._running.values()):
-                self._look_at(child, ended, tell, stopping)
-            tell.tick()
-
-    def _fill(self, next_job: NextJob, tell: Observer) -> None:
-        for slot in range(len(self.slots)):
-            if self._exhausted or slot in self._running:
-                continue
-            job = next_job()
-            if job is None:
-                self._exhausted = True
-            else:
-                self._start(job, slot, tell)
-
-    def _start(self, job: Job, slot: int, tell: Observer, before: Child | None = None) -> None:
-        order = Order(
-            work=self._pickled_work,
-            job=job,
-            environment=self.slots[slot],
-            log=(self.logs / f"{job.number}.log").absolute(),
-            predecessor=before.process.pid if before and before.lost else None,
-            grace=self.grace,
+    def _start(self, job: Job, slot: int, watcher: Watcher, before: Attempt | None = None) -> Attempt:
+        log = (self.logs / f"{job.number}.log").absolute()
+        environment = {**self.slots[slot], **job.run.for_workers()}
+        process = self.context.Process(
+            target=self.target, args=(str(job.run.directory), str(log), environment), name=f"job {job.number}"
         )
-        self._running[slot] = Child(self._context, order, slot=slot, before=before)
-        tell.started(job, order.log)
+        process.start()
+        attempt = Attempt(job, slot, process, log)
+        if before is not None:
+            attempt.number, attempt.first_begun = before.number + 1, before.first_begun
+        watcher.started(job, log)
+        return attempt
 
-    @cached_property
-    def _pickled_work(self) -> bytes:
-        import cloudpickle
-
-        return cloudpickle.dumps(self.work)
-
-    def _look_at(self, child: Child, ended: Ended, tell: Observer, stopping: bool) -> None:
+    def _mind_the_time(self, attempt: Attempt, watcher: Watcher) -> None:
+        """Ask a job over its limit to stop, and kill it if it does not within the grace."""
         now = time.monotonic()
-        child.read()
-        if child.process.exitcode is not None:
-            self._finish(child, ended, tell, stopping)
-        elif child.kill_at is not None and now > child.kill_at:
-            child.kill()
-        elif child.record is not None:
-            child.kill_at = child.kill_at or now + self.grace  # it has only to end
-        elif self.timeout_seconds and now - child.begun > self.timeout_seconds and not (child.overdue or stopping):
-            child.overdue = True
-            tell.overdue(child.job, self.timeout_seconds)
-            child.stop(kill_after=self.grace)
+        if attempt.kill_at is not None:
+            attempt.kill() if now > attempt.kill_at else attempt.stop()
+        elif self.timeout_seconds is not None and now - attempt.begun > self.timeout_seconds:
+            attempt.overdue, attempt.kill_at = True, now + self.grace
+            watcher.overdue(attempt.job, self.timeout_seconds)
+            attempt.stop()
 
-    def _finish(self, child: Child, ended: Ended, tell: Observer, stopping: bool) -> None:
-        code = child.close()
-        ending = self._ending(child, code, stopping)
-        del self._running[child.slot]
-        if ending.kind in ("killed", "timeout") and child.attempt <= self.retries and not stopping:
-            tell.retried(ending)
-            self._start(child.job, child.slot, tell, before=child)
-        else:
-            ended(ending)
+    def _result(self, attempt: Attempt, stopping: bool) -> JobResult:
+        """What a job's exit code and `result.json` say, unless it was asked to stop before it had ended."""
+        status, message = outcome(attempt.job.run, attempt.process.exitcode)
+        with suppress(ProcessLookupError):  # what it has started and left behind
+            os.killpg(attempt.process.pid, signal.SIGKILL)
+        if status == "killed" and attempt.overdue and not stopping:
+            status, message = "timeout", f"stopped at its time limit of {in_words(self.timeout_seconds or 0)}"
+        elif status == "killed" and stopping:
+            status, message = "stopped", "stopped with the sweep"
+        seconds = time.monotonic() - attempt.first_begun
+        return JobResult(attempt.job, status, message, seconds, attempt.number, attempt.log)
 
-    def _ending(self, child: Child, code: int, stopping: bool) -> Ending:
-        record = child.record or {}
-        error = record.get("error")
-        kind, message = _verdict(record, code, stopping, self.timeout_seconds if child.overdue else None)
-        return Ending(
-            job=child.job,
-            kind=kind,
-            message=message,
-            value=record.get("value"),
-            error=error,
-            exit_code=None if code == SERVER_LOST else code,
-            seconds=time.monotonic() - child.first_begun,
-            attempts=child.attempt,
-            log=child.order.log,
-        )
-
-    def _end_all(self, ended: Ended, grace: float) -> None:
-        children = list(self._running.values())
-        for child in children:
-            child.stop(kill_after=None)
+    def _end_all(self, running: dict[int, Attempt], grace: float) -> None:
+        """Ask all to stop, and kill those that have not within `grace` seconds."""
         until = time.monotonic() + grace
-        for child in children:
-            child.process.join(max(0.0, until - time.monotonic()))
-            child.kill()
-        for child in children:
-            self._finish(child, ended, Observer(), stopping=True)
-
-    @property
-    def _context(self) -> Any:
-        kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-        return multiprocessing.get_context(kind)
-
-    @contextmanager
-    def _environment(self) -> Iterator[None]:
-        """What the server inherits, which starts now. A server that runs already is kept."""
-        with inherited(self.environment):
-            if self._context.get_start_method() == "forkserver":
-                self._start_server()
-            yield
+        while time.monotonic() < until and any(attempt.process.is_alive() for attempt in running.values()):
+            for attempt in running.values():
+                attempt.stop()
+            time.sleep(0.05)
+        for attempt in running.values():
+            attempt.kill()
+            attempt.process.join()
 
     def _start_server(self) -> None:
+        """Start what processes are forked from. Signals are blocked until it ignores them; one that runs is kept."""
+        if self.context.get_start_method() != "forkserver":
+            return
         from multiprocessing import forkserver
 
-        forkserver.set_forkserver_preload(["quartet.sweeps.server", *self.preload])
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # for the server, until it can ignore them
+        forkserver.set_forkserver_preload(["quartet.sweeps.preload", *self.preload])
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             forkserver.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-def _verdict(record: dict[str, Any], code: int, stopping: bool, limit: float | None) -> tuple[str, str]:
-    """(kind, one line) for what a process reported, if anything, and its exit code."""
-    if "value" in record:
-        return "returned", "completed"
-    if limit is not None and not stopping:
-        return "timeout", f"stopped at its time limit of {in_words(limit)}"
-    if "error" in record:
-        return "error", described(record["error"])
-    if stopping:
-        return "stopped", "stopped with the sweep"
-    if code == SERVER_LOST:
-        return "killed", "lost: the process that starts jobs was killed"
-    if code < 0 or code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
-        name = signal.Signals(-code if code < 0 else code - 128).name
-        return "killed", f"killed by {name}" + (", as Linux does when memory runs out" if name == "SIGKILL" else "")
-    return "killed", f"ended with exit code {code} and without an error"
-
-
-def described(error: dict[str, Any]) -> str:
-    """Its message, with its type where the message alone is not meant for a person."""
-    message = error["message"]
-    if message and {"ValueError", "OSError"} & set(error["types"]):
-        return message
-    return f"{error['types'][0]}: {message}" if message else error["types"][0]
 
 
 def in_words(seconds: float) -> str:
@@ -265,7 +205,7 @@ def in_words(seconds: float) -> str:
 
 
 def log_tail(log: Path, n: int) -> list[str]:
-    """Its last `n` lines; a progress bar that returned to the start of its line is the last state of it."""
+    """The last `n` lines of a log; of a progress bar, which returns to the start of its line, its last state."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 400 * n))

@@ -1,18 +1,28 @@
-"""What a job imports, once for all jobs of a sweep: imported by the process from which they are forked.
+"""Imported once, by the process from which the jobs of a sweep are forked (see pool.py), before anything else happens in it.
 
-Nothing here may touch a GPU or leave a thread that a fork does not know of (OpenBLAS and jemalloc see to theirs).
+It ignores signals: Ctrl-C and a scheduler's SIGTERM reach everything that belongs to a sweep, and jobs that save a
+checkpoint have to be waited for. Nothing here may touch a GPU or leave a thread behind that a fork does not know of
+(OpenBLAS and jemalloc see to theirs). At its end the process does not take apart what it has imported.
 """
 
+import atexit
 import importlib
+import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 
 from quartet.cli import quiet_libraries
+from quartet.interruption import SIGNALS
 
-FOLDERS = ("callbacks", "data", "models", "tasks")  # a config names what it takes of them
-LATE = (  # what is imported within functions, because many runs do without
+for signum in SIGNALS:
+    signal.signal(signum, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by the pool until here
+atexit.register(lambda pid: os._exit(0) if os.getpid() == pid else None, os.getpid())
+
+FOLDERS = ("callbacks", "data", "models", "tasks")  # a config names what it needs of them
+LATE = (  # imported inside functions, because many runs do without
     "quartet.sampling",
-    "quartet.sweeps.job",
     "quartet.sweeps.study",
     "quartet.train",
     "PIL.BmpImagePlugin",
@@ -31,9 +41,14 @@ LATE = (  # what is imported within functions, because many runs do without
     "torchvision.transforms.v2.functional",
 )
 
-quiet_libraries()
-package = Path(__file__).parents[1]
-ours = [f"quartet.{folder}.{path.stem}" for folder in FOLDERS for path in (package / folder).glob("[!_]*.py")]
-for name in (*ours, *LATE):
-    with suppress(Exception):  # a job that needs it will say what is wrong
-        importlib.import_module(name)
+
+def import_all() -> None:
+    quiet_libraries()
+    package = Path(__file__).parents[1]
+    files = [path.relative_to(package) for folder in FOLDERS for path in (package / folder).rglob("[!_]*.py")]
+    for name in (*(f"quartet.{'.'.join(file.with_suffix('').parts)}" for file in files), *LATE):
+        with suppress(Exception):  # a job that needs it will say what is wrong
+            importlib.import_module(name)
+
+
+import_all()

@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from quartet.run import cut_back
-from quartet.sweeps.locks import fcntl
+from filelock import FileLock
+
+from quartet.run import cut_back, described
 from quartet.sweeps.plan import JOURNAL, Plan
-from quartet.sweeps.pool import described
 from quartet.sweeps.space import Dimension, point
-from quartet.workers import describe
 
 NAME = "sweep"  # of the study in its journal
 
@@ -125,8 +124,8 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
 
     _quiet(optuna)
     journal = directory / JOURNAL
-    lock = _flock_class()(journal) if fcntl else None
-    if lock is not None and lock.acquire():  # which mends the end; without the lock, somebody may be writing there
+    lock = _journal_lock(journal)
+    if lock.acquire():  # which mends the end of the file
         lock.release()
     try:
         storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
@@ -134,7 +133,7 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
         if isinstance(error, OSError):
             raise
         raise ValueError(
-            f"{_damage(journal)} ({described(describe(error))}); bring the file back from a copy, or start another sweep: "
+            f"{_damage(journal)} ({described(error)}); bring the file back from a copy, or start another sweep: "
             "the runs themselves are whole, scripts/report.py reads them"
         ) from error
     if not create:
@@ -248,27 +247,21 @@ def _quiet(optuna: Any) -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def _flock_class() -> Any:
+def _journal_lock(journal: Path) -> Any:
+    """The kernel's lock, which ends with its process; Optuna's own stay behind a killed one for half a minute."""
     from optuna.storages.journal._file import BaseJournalFileLock
 
-    class Flock(BaseJournalFileLock):
-        """The kernel's lock, which ends with its process; Optuna's own stay behind a killed one for half a minute."""
-
-        def __init__(self, path: Path):
-            self._path, self._file = path, None
+    class JournalLock(BaseJournalFileLock):
+        def __init__(self) -> None:
+            self._lock = FileLock(journal.with_name(f".{journal.name}.lock"))
 
         def acquire(self) -> bool:
-            assert fcntl is not None
-            file: Any = self._path.with_name(f".{self._path.name}.lock").open("a")
-            fcntl.flock(file, fcntl.LOCK_EX)
-            self._file = file
-            with self._path.open("ab") as journal:  # what a job has cut, before anybody writes behind it
-                cut_back(journal)
+            self._lock.acquire()
+            with journal.open("ab") as file:  # cut off what a killed job has half written, before writing behind it
+                cut_back(file)
             return True
 
         def release(self) -> None:
-            file: Any = self._file
-            self._file = None
-            file.close()
+            self._lock.release()
 
-    return Flock
+    return JournalLock()

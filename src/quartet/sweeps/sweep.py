@@ -6,7 +6,10 @@ directories say how far they came.
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,26 +17,25 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from quartet.cli import CONF, is_group, override_problems, strange_options
 from quartet.config import check_pairing, settle_monitor, upgrade
 from quartet.interruption import Interrupted
-from quartet.run import Run, read_metrics, refuse_links_out
+from quartet.run import Run, described, read_metrics, refuse_links_out
 from quartet.say import printable, say
-from quartet.sweeps.batches import launch_batches
-from quartet.sweeps.child import Job
-from quartet.sweeps.locks import JOBS, SWEEP, sweep_lock
+from quartet.sweeps.batches import run_in_batches
+from quartet.sweeps.display import Display
+from quartet.sweeps.jobs import Job, JobResult
 from quartet.sweeps.plan import FILE, JOURNAL, Plan
-from quartet.sweeps.pool import Ending, described
 from quartet.sweeps.space import Dimension, parse
 from quartet.sweeps.study import Study
-from quartet.typed import argument, command, tensorboard
-from quartet.workers import describe, revive
+from quartet.typed import argument, command, tensorboard, user_path
 
 SAME_MISTAKE = 3  # jobs that fail alike before anything is trained, and the sweep gives up
-LOCKS = (JOBS, SWEEP, f".{JOURNAL}.lock")
+LOCK = ".sweep.lock"
 OURS = ("sweep=", "sweep.", "+sweep.")  # what jobs need not know
 
 
@@ -53,8 +55,8 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
     settle_monitor(first)
     plan = Plan.make(settings, _command(config), space, fixed, first.monitor)
     directory = Path(config.hydra.sweep.dir).absolute()
-    with _directory(directory, plan, alone=not getattr(launcher, "adopts", False)) as made:
-        return Sweep(directory, plan, space, launcher, settings, made=made).run()
+    with _directory(directory, plan) as made:
+        return Sweep(directory, plan, space, launcher, settings, loader, config, made=made).run()
 
 
 def _param_problems(params: dict[str, Any]) -> Iterator[str]:
@@ -94,22 +96,24 @@ def _command(config: DictConfig) -> list[str]:
 
 
 @contextmanager
-def _directory(directory: Path, plan: Plan, *, alone: bool) -> Iterator[bool]:
+def _directory(directory: Path, plan: Plan) -> Iterator[bool]:
     """The sweep's own: a new one, or that of the same sweep before; yields whether it was made here.
 
-    `alone`: runs that it has left must have ended.
+    Raises BlockingIOError if another process works there.
     """
-    known = (directory / FILE).exists()
-    if known:
+    if (directory / FILE).exists():
         refuse_links_out(directory, "sweep")
         raise_problems(_refusals(directory, plan))
     elif directory.exists() and any(directory.iterdir()):
-        raise FileExistsError(f"hydra.sweep.dir={directory} is not empty and no sweep; name another directory")
+        raise FileExistsError(f"hydra.sweep.dir={directory} is not empty and not a sweep; name another directory")
     made = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
-    with sweep_lock(directory, alone=alone):
-        Run(directory).write(FILE, plan.as_data())
-        yield made
+    try:
+        with FileLock(directory / LOCK, timeout=0):
+            Run(directory).write(FILE, plan.as_data())
+            yield made
+    except Timeout as error:
+        raise BlockingIOError(f"another process works on the sweep {directory}; stop that one first") from error
 
 
 def _refusals(directory: Path, plan: Plan) -> Iterator[str]:
@@ -120,7 +124,7 @@ def _refusals(directory: Path, plan: Plan) -> Iterator[str]:
 
 
 class Sweep:
-    """The state of a sweep that is going: what is to be done again, what failed, when it began."""
+    """A sweep that is running: proposes jobs, has them trained, judges what came of them."""
 
     def __init__(
         self,
@@ -129,103 +133,154 @@ class Sweep:
         space: list[Dimension],
         launcher: Any,
         settings: dict[str, Any],
+        loader: Any,
+        config: DictConfig,
         *,
         made: bool = False,
     ):
         self.directory, self.plan, self.launcher, self.settings = directory, plan, launcher, settings
+        self.loader, self.config = loader, config  # of Hydra, to compose the jobs
         self.made = made  # the directory, by this process
         self.study = Study(directory, plan, space)
-        self.again = [self._job(number, point) for number, point in self.study.unfinished()]
         self.began = time.monotonic()
         self.mistakes: list[str] = []  # messages of jobs that failed before they trained
-        self.killed: list[Run] = []  # that could not write their own end
+        self.killed: list[Run] = []  # runs that could not write their own end
+        self.display: Display | None = None
 
     def run(self) -> int | None:
-        self._settle()
-        self._introduce()
+        """Until the plan is fulfilled; the number of the best run. What a sweep before has left is finished first."""
+        unfinished = []
+        for number, point in self.study.unfinished():
+            run = Run(self.directory / str(number))
+            if run.status in ("completed", "pruned", "failed"):  # it ended while nobody could note it
+                self._judge(JobResult(Job(number, run), "completed"))
+            else:
+                unfinished.append((number, point))
+        n, total = self.study.n_trials, self.plan.n_trials
+        begun = f", {n - len(unfinished)} of them finished before, {len(unfinished)} to resume" if n else ""
+        pruner = f" with {self.plan.pruner}" if self.plan.pruner else ""
+        say(f"sweep of {total} runs ({self.plan.sampler}{pruner}){begun}: {self.directory}")
         try:
-            self._launch()
+            self._launch(self._jobs(unfinished))
         except (Interrupted, KeyboardInterrupt):
-            done = len(self._ends())
             again = printable(command("train", "-m", argument("sweep.resume", self.directory)))
-            print(f"\n{done} of {self.plan.n_trials} runs are finished; go on with: {again}", file=sys.stderr)
+            print(f"\n{len(self._ends())} of {total} runs are finished; resume with: {again}", file=sys.stderr)
             raise
         self._conclude()
         return self.study.best()
 
-    def _launch(self) -> None:
-        first = self.next_job()
+    def _launch(self, jobs: Iterator[Job]) -> None:
+        first = next(jobs, None)
         if first is None:  # a sweep that is finished starts no process
             return
-        self.again.insert(0, first)
-        if hasattr(self.launcher, "stream"):
-            self.launcher.stream(self.next_job, self.ended, total=self.plan.n_trials)
-        else:
-            launch_batches(self.launcher, self.next_job, self.ended, self.settings["n_jobs"])
+        jobs = itertools.chain([first], jobs)
+        with Display(self.plan.n_trials) as self.display:
+            if hasattr(self.launcher, "run"):
+                self.launcher.run(jobs, self.ended, self.display)
+            else:
+                n_jobs = self.settings["n_jobs"]
+                run_in_batches(self.launcher, n_jobs, jobs, self.ended, self.display)
 
     # jobs
-    def next_job(self) -> Job | None:
-        """What to run next; None where there is nothing more to begin."""
-        if self._hopeless():
-            return None
-        if self.again:
-            return self.again.pop(0)
-        minutes = self.settings["max_minutes"]
-        if minutes is not None and time.monotonic() - self.began > 60 * minutes:
-            return None
-        if self.study.n_trials >= self.plan.n_trials:
-            return None
-        return self._job(*self.study.ask())
 
-    def _job(self, number: int, point: list[str]) -> Job:
-        return Job(number, (*self.plan.fixed, *point), " ".join(map(_short, point)) or "defaults")
+    def _jobs(self, unfinished: list[tuple[int, list[str]]]) -> Iterator[Job]:
+        """What to train next, until there is nothing more to begin."""
+        waiting = iter(unfinished)
+        while not self._is_hopeless():
+            proposed = next(waiting, None)
+            if proposed is None:
+                minutes = self.settings["max_minutes"]
+                is_late = minutes is not None and time.monotonic() - self.began > 60 * minutes
+                if is_late or self.study.n_trials >= self.plan.n_trials:
+                    return
+                proposed = self.study.ask()
+            number, point = proposed
+            job = Job(number, Run(self.directory / str(number)), " ".join(map(_short, point)) or "defaults")
+            words = [*self.plan.fixed, *point]
+            try:
+                job = job._replace(run=self._create(number, words))
+            except (HydraException, ValueError, OSError) as error:  # its words do not fit each other
+                message = "\n".join(override_problems("train", words)) or described(error)
+                self._write_end(job.run, error)
+                job.run.write("trial.json", {"number": number, "overrides": words})
+                self.ended(JobResult(job, "failed", message))
+            else:
+                yield job
 
-    def ended(self, ending: Ending) -> str:
-        """Tell the study what came of a job; returns what there is to say about it."""
-        run, number = Run(self.directory / str(ending.job.number)), ending.job.number
+    def _create(self, number: int, words: list[str]) -> Run:
+        """The run directory of a job; one with a checkpoint is resumed as it is, what else a kill has left is replaced."""
+        run = Run(self.directory / str(number))
+        if run.last_checkpoint is not None:
+            return run
+        shutil.rmtree(run.directory, ignore_errors=True)
+        config = self.loader.load_sweep_config(self.config, words)
+        with open_dict(config):
+            config.hydra.job.num = config.hydra.job.id = number
+            choices = config.hydra.runtime.choices
+            config.run.name = config.run.name or f"{choices['model']}-{choices['data']}"
+            config.run.dir = str(run.directory)
+            config.test = False  # a sweep chooses; only what is chosen is tested
+            if len(self.plan.objectives) == 1:
+                ((metric, mode),) = self.plan.objectives.items()
+                config.monitor = {"metric": metric, "mode": mode}
+                if self.plan.pruner:
+                    target = "quartet.callbacks.pruning.Pruning"
+                    config.callbacks.pruning = {"_target_": target, "monitor": metric, "mode": mode}
+            for key in ("sweep", "hydra"):
+                config.pop(key)
+        upgrade(config)
+        settle_monitor(config)
+        check_pairing(config)
+        _make_absolute(config)
+        run = Run.create(config)
+        run.write("trial.json", {"number": number, "overrides": words})
+        return run
+
+    def ended(self, result: JobResult) -> None:
+        """Tell the study and the person what came of a job."""
+        outcome, facts, best = self._judge(result)
+        if self.display is not None:
+            self.display.ended(result, outcome, facts, best=best)
+
+    def _judge(self, result: JobResult) -> tuple[str, str, bool]:
+        """What counts: completed, pruned, failed or stopped; the facts to show; whether it is the best so far."""
+        run, number = result.job.run, result.job.number
         status = run.status
-        if ending.kind == "stopped" and status not in ("completed", "pruned"):
-            return f"stopped, to {'go on from its last checkpoint' if run.last_checkpoint else 'begin again'}"
+        if result.status == "stopped" and status not in ("completed", "pruned"):
+            return (
+                "stopped",
+                f", to {'resume from its last checkpoint' if run.last_checkpoint else 'begin again'}",
+                False,
+            )
+        metrics = run.read("result.json")["metrics"] if status in ("completed", "pruned") else {}
+        values: list[Any] = [metrics.get(name) for name in self.plan.objectives]
+        known = zip(self.plan.objectives, values, strict=True)
+        shown = "".join(f"  {name} {value:.4g}" for name, value in known if value is not None)
         if status == "pruned":
             self.study.tell(number, "pruned")
-            return f"pruned after {run.read('result.json')['steps']:,} steps{self._value_text(run)}"
-        values = self._values(run) if status == "completed" else None
-        if values is not None:
+            return "pruned", f" after {run.read('result.json')['steps']:,} steps{shown}", False
+        if status == "completed" and all(value is not None and value == value for value in values):  # not NaN
             self.study.tell(number, "completed", values)
-            return f"completed{self._value_text(run)}{' (best so far)' if self.study.best() == number else ''}"
+            return "completed", shown, self.study.best() == number
         self.study.tell(number, "failed")
-        return self._failed(run, ending, status)
-
-    def _values(self, run: Run) -> list[float] | None:
-        metrics = run.read("result.json")["metrics"]
-        values = [metrics.get(name) for name in self.plan.objectives]
-        return None if any(value is None or value != value for value in values) else values
-
-    def _value_text(self, run: Run) -> str:
-        metrics = run.read("result.json")["metrics"]
-        known = [f"{name} {metrics[name]:.4g}" for name in self.plan.objectives if metrics.get(name) is not None]
-        return "".join(f"  {text}" for text in known)
-
-    def _failed(self, run: Run, ending: Ending, status: str) -> str:
         if status == "completed":
-            return f"failed: its {' and '.join(self.plan.objectives)} is missing or no number"
-        begun = (run.directory / "config.yaml").exists()
-        if ending.error and "ValueError" in ending.error["types"] and not begun:
-            self.mistakes.append(ending.error["message"])
+            return "failed", f": its {' and '.join(self.plan.objectives)} is missing or not a number", False
+        if status == "failed" and not (run.directory / "preprocessing.json").exists():
+            self.mistakes.append(result.message)
         if status in ("unfinished", "interrupted"):
-            self._note_failure(run, ending)
-        return f"failed: {ending.message}"
+            self._write_end(run, ChildProcessError(result.message))
+        return "failed", f": {result.message}", False
 
-    def _note_failure(self, run: Run, ending: Ending) -> None:
+    def _write_end(self, run: Run, error: Exception) -> None:
         """The end that a job could not write itself: it was killed, or it failed before it had a run."""
         run.directory.mkdir(exist_ok=True)
-        known = best_logged(run, *next(iter(self.plan.objectives.items())))
-        run.ended_badly(revive(ending.error) if ending.error else ChildProcessError(ending.message), **known)
-        self.killed += [run] if (run.directory / "config.yaml").exists() else []
-        run.write("trial.json", {"number": ending.job.number, "overrides": list(ending.job.overrides)})
+        metric, mode = next(iter(self.plan.objectives.items()))
+        run.ended_badly(error, **best_logged(run, metric, mode))
+        if (run.directory / "config.yaml").exists():
+            self.killed.append(run)
 
-    def _hopeless(self) -> bool:
-        """Whether every job so far fails with the same mistake, before anything is trained, and that is not allowed."""
+    def _is_hopeless(self) -> bool:
+        """Whether every job so far failed with the same mistake, before anything was trained, and that is not allowed."""
         if len(self.mistakes) < min(SAME_MISTAKE, self.plan.n_trials) or self.settings["max_failure_rate"] == 1:
             return False
         return len(self.mistakes) == len(self._ends()) and len(set(self.mistakes)) == 1
@@ -233,27 +288,11 @@ class Sweep:
     def _ends(self) -> list[str]:
         return [state for state in self.study.states().values() if state not in ("running", "waiting")]
 
-    # beginning and end
-    def _settle(self) -> None:
-        """Trials whose run came to its end while nobody could note it."""
-        left = []
-        for job in self.again:
-            run = Run(self.directory / str(job.number))
-            if run.status in ("completed", "pruned", "failed"):
-                self.ended(Ending(job, "returned", "ended before"))
-            else:
-                left.append(job)
-        self.again = left
-
-    def _introduce(self) -> None:
-        n, total = self.study.n_trials, self.plan.n_trials
-        begun = f", {n - len(self.again)} of them finished before, {len(self.again)} to go on with" if n else ""
-        what = f"{self.plan.sampler}{f' with {self.plan.pruner}' if self.plan.pruner else ''}"
-        say(f"sweep of {total} runs ({what}){begun}: {self.directory}")
+    # the end
 
     def _conclude(self) -> None:
-        if self._hopeless():
-            if not any(self.directory.glob("*/config.yaml")):
+        if self._is_hopeless():
+            if not any(self.directory.glob("*/preprocessing.json")):
                 self._take_back()
             raise ValueError(f"{self.mistakes[0]}\nevery run of the sweep fails with this; it has stopped")
         self._list_killed()
@@ -266,33 +305,29 @@ class Sweep:
             sys.exit(1)
 
     def _take_back(self) -> None:
-        """What the sweep has written, except for the logs, which were named: so it is not the latest one."""
+        """Remove what the sweep has written, but for the logs, which the messages name: it is not the latest one then."""
         with suppress(OSError):
             for number in self.study.states():
-                folder = self.directory / str(number)
-                for name in ("trial.json", "result.json", "error.txt"):
-                    (folder / name).unlink(missing_ok=True)
-                if folder.is_dir():
-                    folder.rmdir()
-            for name in (FILE, JOURNAL, *LOCKS):
+                shutil.rmtree(self.directory / str(number), ignore_errors=True)
+            for name in (FILE, JOURNAL, LOCK, f".{JOURNAL}.lock"):
                 (self.directory / name).unlink(missing_ok=True)
             if self.made:
                 self.directory.rmdir()
 
     def _list_killed(self) -> None:
-        """In TensorBoard's HPARAMS, where runs that end by themselves are already."""
+        """In TensorBoard's HPARAMS, which has runs that end by themselves already."""
         if not self.killed:
             return
         from quartet.build import build_loggers, opened
         from quartet.train import write_hparams
 
         for run in self.killed:
-            with suppress(ValueError):  # its config was not yet whole
+            with suppress(ValueError):  # its config is not that of a run
                 metrics = run.read("result.json")["metrics"]
                 write_hparams(run, build_loggers(opened(run), run.directory), metrics, "failed")
 
     def _report(self) -> None:
-        """Runs are worth more than what is said about them: a report that fails is told, and the sweep is none the worse."""
+        """A report that fails says so, and the sweep is none the worse."""
         from quartet.report import report_sweep
 
         try:
@@ -301,9 +336,22 @@ class Sweep:
             print(printable("\n".join(["", summary, *curves]), keep="\n"), flush=True)
         except Exception as error:
             again = command("report", argument("sweep", self.directory))
-            print(
-                printable(f"error: no report ({described(describe(error))}); try again with: {again}"), file=sys.stderr
-            )
+            print(printable(f"error: no report ({described(error)}); try again with: {again}"), file=sys.stderr)
+
+
+def _make_absolute(config: DictConfig) -> None:
+    """Write paths so that the job's config means the same from everywhere."""
+    start, weights = config.finetune.init_from, config.model.get("weights")
+    if start == "latest":
+        raise ValueError(
+            "finetune.init_from=latest would be another run in each job of a sweep; name the run directory"
+        )
+    if start is not None:
+        config.finetune.init_from = str(Run.open(start, root=config.run.root).directory.resolve())
+    if config.data.get("path"):
+        config.data.path = user_path(config.data.path)
+    if weights is not None and os.path.isfile(user_path(weights)):
+        config.model.weights = user_path(weights)
 
 
 def best_logged(run: Run, metric: str, mode: str) -> dict[str, Any]:
