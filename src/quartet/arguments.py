@@ -129,7 +129,7 @@ def words(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
     if origin is list:
-        return f"a list, each item {words(*inner)}"
+        return f"a list, each item {words(next(iter(inner)))}"
     return TYPE_NAMES.get(hint, str(hint))
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from quartet.interruption import Interrupted, stoppable
+from quartet.interruption import SIGNALS, Interrupted, stoppable
 from quartet.run import Run
 from quartet.workers import PARENT, describe, environment_rank
 
@@ -37,9 +37,13 @@ def main() -> None:
     sys.exit(code)
 
 
-def run_job(directory: str, log: str, environment: dict[str, str]) -> None:
+def run_job(
+    directory: str, log: str, environment: dict[str, str], train: Callable[[Path], int] | None = None
+) -> None:
     """In a process that the local pool has just forked: lead a group, write to the log, train, end with the exit code."""
     os.setpgrp()  # Ctrl-C on a terminal does not reach it, and a signal to the group reaches all that it starts
+    for signum in SIGNALS:  # ignored by the process that this one was forked from
+        signal.signal(signum, signal.SIG_DFL)
     os.environ.update(environment)
     with suppress(OSError):  # when memory runs out, Linux shall kill a job rather than the sweep
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
@@ -53,7 +57,7 @@ def run_job(directory: str, log: str, environment: dict[str, str]) -> None:
     sweep = parent_process()
     assert sweep is not None
     follow(sweep.is_alive)
-    code = train_directory(Path(directory))
+    code = (train or train_directory)(Path(directory))
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)

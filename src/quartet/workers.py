@@ -90,7 +90,7 @@ def run_workers(
     ChildProcessError: killed or cut off more than `max_restarts` times. Interrupted: a signal came, workers have saved.
     """
     if n_nodes > 1 and not rendezvous:
-        raise ValueError(f"trainer.num_nodes={n_nodes} needs trainer.rendezvous=<host:port>, the same on all nodes")
+        raise ValueError(f"trainer.num_nodes={n_nodes} needs workers.rendezvous=<host:port>, the same on all nodes")
     command = command or [sys.executable, "-m", "quartet.worker", str(directory)]
     for attempt in itertools.count():
         failures = _attempt(command, n, n_nodes, rendezvous, f"{directory.name}-{attempt}")

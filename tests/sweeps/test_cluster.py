@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import types
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +17,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
-from hydra_plugins import quartet_cluster
+from hydra_plugins import quartet_launchers
 from quartet.cli import CONF
-from quartet.interruption import Interrupted
 from quartet.run import Run
 from quartet.sweeps import cluster
-from quartet.sweeps.batches import launch_batches
-from quartet.sweeps.child import Job
-from quartet.sweeps.cluster import Submitit, Work, run_jobs
-from quartet.sweeps.locks import job_lock, sweep_lock
-from quartet.sweeps.pool import Ending
+from quartet.sweeps.batches import run_in_batches
+from quartet.sweeps.cluster import Submitit, TrainRun, run_jobs
+from quartet.sweeps.jobs import Job, JobResult
 
 LAUNCHERS = ("slurm", "slurm_local", "ray_tasks")
-JOBS = [Job(n, (f"seed={n}",), f"seed={n}") for n in range(5)]
 
 
 def config_of(launcher: str, *words: str) -> Any:
@@ -58,7 +52,7 @@ def set_up(launcher: str, *words: str) -> Any:
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(name, monkeypatch):
-    monkeypatch.setattr(quartet_cluster, "find_spec", lambda package: None)
+    monkeypatch.setattr(quartet_launchers, "find_spec", lambda package: None)
     package, extra = ("ray", "ray") if name == "ray_tasks" else ("submitit", "slurm")
     with pytest.raises(ValueError, match=rf"hydra/launcher={name} needs the package {package}: .*'\.\[{extra}\]'"):
         set_up(name)
@@ -75,118 +69,133 @@ def test_a_missing_plugin_is_told_in_one_line(script):
 @pytest.mark.parametrize("name", LAUNCHERS)
 @pytest.mark.parametrize("jobs", ["0", "many", "1.5"])
 def test_a_wrong_number_of_jobs_is_refused(name, jobs, monkeypatch):
-    monkeypatch.setattr(quartet_cluster, "find_spec", lambda package: True)
-    with pytest.raises(ValueError, match=r"hydra.launcher.jobs=.*: a whole number from 1 on, or null"):
+    monkeypatch.setattr(quartet_launchers, "find_spec", lambda package: True)
+    with pytest.raises(ValueError, match=r"hydra.launcher.jobs=.*: an integer of at least 1, or null"):
         set_up(name, f"hydra.launcher.jobs={jobs}")
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [(["seed=1,2"], 7), (["sweep=optuna"], 1), (["sweep=optuna", "sweep.n_jobs=3"], 3), (["hydra.launcher.jobs=2"], 2)],
+    [
+        (["seed=1,2"], sys.maxsize),
+        (["sweep=optuna"], 1),
+        (["sweep=optuna", "sweep.n_jobs=3"], 3),
+        (["hydra.launcher.jobs=2"], 2),
+    ],
 )
 def test_a_grid_is_handed_in_at_once_and_a_sampler_gets_results_between(words, expected, monkeypatch):
-    monkeypatch.setattr(quartet_cluster, "find_spec", lambda package: True)
+    monkeypatch.setattr(quartet_launchers, "find_spec", lambda package: True)
     seen = []
     monkeypatch.setattr(cluster, "run_jobs", lambda queue, width, *_: seen.append(width))
     launcher = set_up("slurm", *words)
     launcher.queue = lambda: None
-    launcher.stream(lambda: None, lambda ending: "", total=7)
+    launcher.run(iter([]), print, Watcher())
     assert seen == [expected]
 
 
 # the loop
 
 
+@pytest.fixture
+def jobs(tmp_path) -> list[Job]:
+    """Five jobs, each with a run directory."""
+    runs = [Run(tmp_path / str(n)) for n in range(5)]
+    for n, run in enumerate(runs):
+        run.directory.mkdir()
+        run.write("trial.json", {"number": n, "overrides": [f"seed={n}"]})
+        run.write("result.json", {"status": "completed", "metrics": {}})
+    return [Job(n, run, f"seed={n}") for n, run in enumerate(runs)]
+
+
+class Watcher:
+    def started(self, job: Job, log: Path | None = None) -> None: ...
+
+    def overdue(self, job: Job, seconds: float) -> None: ...
+
+    def retried(self, result: JobResult) -> None: ...
+
+    def tick(self) -> None: ...
+
+
 class Queue:
-    """`records` by job number; a job ends at the second look at it."""
+    """`codes` by job number; a job ends at the second look at it."""
 
     name, stop = "SLURM", "scancel"
 
-    def __init__(self, records: dict[int, Any]):
-        self.records, self.looks, self.handed, self.most = records, {}, [], 0
+    def __init__(self, codes: dict[int, Any]):
+        self.codes, self.looks, self.handed, self.most = codes, {}, [], 0
 
     def submit(self, jobs):
         self.handed.append([job.number for job in jobs])
         return [f"7_{job.number}" for job in jobs]
 
-    def results(self, names):
-        self.most = max(self.most, len(names))
-        for name in names:
+    def exits(self, ids):
+        self.most = max(self.most, len(ids))
+        for name in ids:
             self.looks[name] = self.looks.get(name, 0) + 1
-            record = self.records.get(int(name[2:]), {"value": 1.0})
-            if isinstance(record, BaseException):
-                raise record
+            code = self.codes.get(int(name[2:]), 0)
+            if isinstance(code, BaseException):
+                raise code
             if self.looks[name] == 2:
-                yield name, record
+                yield name, code
 
 
-def go_through(queue: Queue, width: int) -> list[Ending]:
-    jobs, endings = iter(JOBS), []
-
-    def ended(ending: Ending) -> str:
-        endings.append(ending)
-        return "completed" if ending.kind == "returned" else f"failed: {ending.message}"
-
-    run_jobs(queue, width, lambda: next(jobs, None), ended, poll=0)
-    return endings
+def go_through(queue: Queue, width: int, jobs: list[Job]) -> list[JobResult]:
+    results: list[JobResult] = []
+    run_jobs(queue, width, iter(jobs), results.append, Watcher(), poll=0)
+    return results
 
 
-def test_as_many_jobs_as_are_wanted_are_in_the_queue(capsys):
+def test_as_many_jobs_as_are_wanted_are_in_the_queue(jobs):
     queue = Queue({})
-    assert [ending.job for ending in go_through(queue, 5)] == JOBS and queue.handed == [[0, 1, 2, 3, 4]]
+    assert [result.job for result in go_through(queue, 5, jobs)] == jobs and queue.handed == [[0, 1, 2, 3, 4]]
     queue = Queue({})
-    assert len(go_through(queue, 2)) == 5 and queue.most == 2 and queue.handed == [[0, 1], [2, 3], [4]]
-    assert "job 4 (7_4) completed" in capsys.readouterr().out
+    assert len(go_through(queue, 2, jobs)) == 5 and queue.most == 2 and queue.handed == [[0, 1], [2, 3], [4]]
 
 
-def test_each_way_to_end_is_told(capsys):
-    error = cluster.describe(ValueError("too deep"))
-    endings = go_through(Queue({0: {"error": error}, 1: {"lost": "ended in SLURM as OUT_OF_MEMORY"}}), 5)
-    assert [(e.kind, e.message) for e in endings[:3]] == [
-        ("error", "too deep"),
+def test_each_way_to_end_has_a_status(jobs):
+    jobs[0].run.write("result.json", {"status": "failed", "error": "too deep"})
+    results = go_through(Queue({0: 1, 1: "ended in SLURM as OUT_OF_MEMORY"}), 5, jobs)
+    assert [(r.status, r.message) for r in results[:3]] == [
+        ("failed", "too deep"),
         ("killed", "ended in SLURM as OUT_OF_MEMORY"),
-        ("returned", "returned"),
+        ("completed", ""),
     ]
-    assert "error: job 1 (7_1) failed: ended in SLURM as OUT_OF_MEMORY" in capsys.readouterr().err
 
 
-def test_an_interrupted_sweep_says_how_to_end_what_goes_on(capsys):
+def test_an_interrupted_sweep_says_how_to_end_what_keeps_running(jobs, capsys):
     with pytest.raises(KeyboardInterrupt):
-        go_through(Queue({3: KeyboardInterrupt()}), 2)
-    assert "what SLURM has goes on; to end it: scancel 7_2 7_3" in capsys.readouterr().err
+        go_through(Queue({3: KeyboardInterrupt()}), 2, jobs)
+    assert "the jobs that SLURM has keep running; to end them: scancel 7_2 7_3" in capsys.readouterr().err
 
 
-# what travels
+# what submitit sends to a job
 
 
-def test_the_work_returns_a_record_or_none_at_all(monkeypatch):
-    assert Work(lambda job: 0.5)(JOBS[0]) == {"value": 0.5}
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_job_writes_its_exit_code(jobs, monkeypatch, code):
+    monkeypatch.setattr("quartet.worker.train_directory", lambda directory: code)
+    TrainRun(str(jobs[0].run.directory), {"QUARTET_TEST": "1"})()
+    assert jobs[0].run.read(cluster.ENDED) == {"exit_code": code} and os.environ.pop("QUARTET_TEST") == "1"
 
-    def broken(job):
-        raise ValueError("a mistake")
 
-    assert Work(broken)(JOBS[0])["error"]["message"] == "a mistake"
-
-    def stopped(job):
-        raise Interrupted(signal.SIGUSR2)
-
+@pytest.mark.parametrize(("rank", "expected"), [("0", 128 + signal.SIGUSR2), ("1", 0)])
+def test_a_job_whose_time_is_over_ends_for_the_moment(jobs, monkeypatch, rank, expected):
+    """Only the first task speaks with SLURM, and the others must not end it."""
+    monkeypatch.setenv("SLURM_PROCID", rank)
+    monkeypatch.setattr("quartet.worker.train_directory", lambda directory: 128 + signal.SIGUSR2)
     with pytest.raises(SystemExit) as end:
-        Work(stopped)(JOBS[0])
-    assert end.value.code == 128 + signal.SIGUSR2
-    for name, value in {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "quartet"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as end:
-        Work(stopped)(JOBS[0])
-    assert end.value.code == 0, "the first one is to speak with SLURM, undisturbed"
+        TrainRun(str(jobs[0].run.directory), {})()
+    assert end.value.code == expected and not (jobs[0].run.directory / cluster.ENDED).exists()
 
 
 # submitit
 
 
 class FakeExecutor:
-    """Writes what submitit writes; a result comes only when a test says so."""
+    """Hands out ids; a job ends only when a test says so."""
 
-    handed: list[list[Job]] = []  # noqa: RUF012
+    handed: list[list[str]] = []  # noqa: RUF012
     parameters: dict[str, Any] = {}  # noqa: RUF012
     number = 10
 
@@ -197,26 +206,15 @@ class FakeExecutor:
     def update_parameters(self, **parameters):
         FakeExecutor.parameters.update(parameters)
 
-    def map_array(self, work, jobs):
+    @contextmanager
+    def batch(self):
         FakeExecutor.number += 1
-        self.handed.append(list(jobs))
-        return [self.job_class(self.folder, f"{self.number}_{n}", [0]) for n in range(len(jobs))]
+        self.handed.append([])
+        yield
 
-    def _num_tasks(self):
-        return 1
-
-    class job_class:
-        _process = None
-
-        def __init__(self, folder, job_id, tasks):
-            self.job_id, place = job_id, Path(str(folder).replace("%j", job_id))
-            place.mkdir(exist_ok=True)
-            self.paths = types.SimpleNamespace(
-                folder=place, result_pickle=place / "result.pkl", stderr=place / "log.err"
-            )
-
-        def task(self, n):
-            return self
+    def submit(self, work):
+        self.handed[-1].append(Path(work.directory).name)
+        return types.SimpleNamespace(job_id=f"{self.number}_{len(self.handed[-1]) - 1}")
 
 
 @pytest.fixture
@@ -225,13 +223,12 @@ def slurm(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=FakeExecutor))
     monkeypatch.setattr(FakeExecutor, "handed", [])
     monkeypatch.setattr(FakeExecutor, "number", 10)
-    (tmp_path / ".submitit").mkdir()
+    monkeypatch.setattr(quartet_launchers, "find_spec", lambda package: True)
 
     def make() -> Submitit:
-        launcher, _ = made("slurm")
-        settings = {name: quartet_cluster._plain(value) for name, value in launcher.settings.items()}
-        settings.pop("cluster")
-        return Submitit("slurm", tmp_path / ".submitit", settings, settings.pop("max_num_timeout"), Work(lambda job: 1))
+        launcher = set_up("slurm")
+        launcher.directory = tmp_path
+        return launcher.queue()
 
     def answer(command, **_):
         if command[0] == "squeue":
@@ -246,116 +243,64 @@ def slurm(monkeypatch, tmp_path):
     return make
 
 
-def finish(queue: Submitit, name: str, record: dict[str, Any]) -> None:
-    (queue.folder / name / cluster.RECORD).write_text(json.dumps(record))
+def finish(job: Job, code: int = 0) -> None:
+    job.run.write(cluster.ENDED, {"exit_code": code})
 
 
-def test_jobs_handed_in_together_are_one_array_with_what_was_set_only(slurm):
-    assert slurm().submit(JOBS[:3]) == ["11_0", "11_1", "11_2"] and FakeExecutor.handed == [JOBS[:3]]
+def named(names: list[str], jobs: list[Job]) -> dict[str, Job]:
+    return dict(zip(names, jobs, strict=True))
+
+
+def test_jobs_handed_in_together_are_one_array_with_what_was_set_only(slurm, jobs):
+    assert slurm().submit(jobs[:3]) == ["11_0", "11_1", "11_2"] and FakeExecutor.handed == [["0", "1", "2"]]
     assert None not in FakeExecutor.parameters.values() and "slurm_partition" not in FakeExecutor.parameters
     assert FakeExecutor.parameters["slurm_max_num_timeout"] == 10 and FakeExecutor.parameters["timeout_min"] == 240
 
 
-def test_results_come_one_by_one(slurm):
+def test_results_come_one_by_one(slurm, jobs):
     queue = slurm()
-    slurm.alive = names = queue.submit(JOBS[:2])
-    assert list(queue.results(names)) == []
-    finish(queue, "11_1", {"value": 2.0})
-    assert list(queue.results(names)) == [("11_1", {"value": 2.0})]
+    slurm.alive = names = queue.submit(jobs[:2])
+    assert list(queue.exits(named(names, jobs[:2]))) == []
+    finish(jobs[1])
+    assert list(queue.exits(named(names, jobs[:2]))) == [("11_1", 0)]
 
 
-def test_a_job_that_slurm_does_not_know_any_more_is_lost_after_two_looks(slurm):
+def test_a_job_that_slurm_does_not_know_any_more_is_lost_after_two_looks(slurm, jobs):
     queue = slurm()
-    names = queue.submit(JOBS[:1])
+    names = queue.submit(jobs[:1])
     looks = []
     for alive in ([], ["11_0"], [], None, [], []):  # one look may fall into the moment in which a job queues again
         slurm.clock += cluster.LOOK
         slurm.alive = alive
-        looks.append(list(queue.results(names)))
+        looks.append(list(queue.exits(named(names, jobs[:1]))))
     assert looks[:5] == [[]] * 5
-    assert looks[5] == [
-        ("11_0", {"lost": f"ended in SLURM as TIMEOUT without a result; see {queue.folder}/11_0/log.err"})
-    ]
+    assert looks[5] == [("11_0", f"ended in SLURM as TIMEOUT without a result; see {queue.folder}/11_0")]
 
 
-def test_a_sweep_that_goes_on_finds_its_jobs_again(slurm):
-    queue = slurm()
-    queue.submit(JOBS[:4])
-    finish(queue, "11_1", {"value": 3.0})
+def test_a_sweep_that_resumes_finds_its_jobs_again(slurm, jobs):
+    slurm().submit(jobs[:4])
+    finish(jobs[1])
     slurm.alive = ["11_2"]  # 0 and 3 have been cancelled
     again = slurm()
-    assert again.submit(JOBS) == ["12_0", "11_1", "11_2", "12_1", "12_2"]
-    assert FakeExecutor.handed[-1] == [JOBS[0], JOBS[3], JOBS[4]]
-    assert list(again.results(["11_1"])) == [("11_1", {"value": 3.0})]
+    assert again.submit(jobs) == ["12_0", "11_1", "11_2", "12_1", "12_2"]
+    assert FakeExecutor.handed[-1] == ["0", "3", "4"]
+    assert list(again.exits({"11_1": jobs[1]})) == [("11_1", 0)]
     slurm.alive = ["12_0"]
-    assert slurm().submit(JOBS[:1]) == ["12_0"], "the last time it was handed in counts"
+    assert slurm().submit(jobs[:1]) == ["12_0"], "the last time it was handed in counts"
 
 
-class Bomb:
-    def __init__(self, harm: Path):
-        self.harm = harm
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.harm}",)
-
-
-def test_the_pickles_of_a_stranger_s_sweep_are_not_read(slurm, tmp_path):
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"exit_code": "0"}', '{"exit_code": true}'])
+def test_a_damaged_record_is_no_end(slurm, jobs, text):
     queue = slurm()
-    (queue.folder / cluster.JOBS).write_text('{"number": 0, "id": "1"}\n')
-    (queue.folder / "1").mkdir()
-    (queue.folder / "1" / "result.pkl").write_bytes(pickle.dumps(Bomb(tmp_path / "harm")))
-    assert queue.submit(JOBS[:1]) == ["1"]
-    assert list(queue.results(["1"])) == [("1", {"lost": f"ended before it began; see {queue.folder}/1/log.err"})]
-    assert not (tmp_path / "harm").exists()
+    names = queue.submit(jobs[:1])
+    (jobs[0].run.directory / cluster.ENDED).write_text(text)
+    assert list(queue.exits(named(names, jobs[:1]))) == []
 
 
-@pytest.mark.parametrize("record", ["", "[]", "{}", '{"error": 1}', '{"error": {"types": [1], "message": "a"}}'])
-def test_a_damaged_record_is_no_result(slurm, record):
-    queue = slurm()
-    names = queue.submit(JOBS[:1])
-    (queue.folder / names[0] / cluster.RECORD).write_text(record)
-    ((_, found),) = queue.results(names)
-    assert "record.json" in found["lost"]
-
-
-def test_a_line_of_jobs_that_was_cut_or_is_strange_is_left_out(slurm):
-    queue = slurm()
-    (queue.folder / cluster.JOBS).write_text(
-        '{"number": 0, "id": "../../x"}\n[]\n{"number": 1, "id": "9"}\n{"number": 2, "i'
-    )
-    assert queue._handed_in() == {1: "9"}
-    queue.submit(JOBS[2:3])
-    assert queue._handed_in() == {1: "9", 2: "11_0"}
-
-
-# locks
-
-
-def test_locks_are_taken_as_nfs_has_them(tmp_path, monkeypatch):
-    """flock(2): on NFS a shared lock needs a file open for reading, an exclusive one a file open for writing."""
-    taken, flock = [], fcntl.flock
-
-    def strict(file, operation):
-        mode = fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_ACCMODE
-        shared = bool(operation & fcntl.LOCK_SH)
-        assert mode == os.O_RDWR or mode == (os.O_RDONLY if shared else os.O_WRONLY)
-        taken.append(shared)
-        flock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", strict)
-    (tmp_path / "config.yaml").write_text("run: {}\n")
-    with sweep_lock(tmp_path), job_lock(tmp_path), Run(tmp_path).exclusively():
-        pass
-    assert taken.count(True) == 1 and len(taken) > 3
-    assert (tmp_path / "config.yaml").read_text() == "run: {}\n"
-
-
-def test_a_sweep_that_finds_its_jobs_again_does_not_wait_for_them(tmp_path):
-    with job_lock(tmp_path):
-        with pytest.raises(BlockingIOError, match="still going"), sweep_lock(tmp_path, patience=0):
-            pass
-        with sweep_lock(tmp_path, patience=0, alone=False):
-            pass
+@pytest.mark.parametrize("text", ["", "[]", '{"id": "../../x"}', '{"id": 3}', '{"id'])
+def test_an_id_that_is_strange_is_not_believed(slurm, jobs, text):
+    (jobs[0].run.directory / cluster.QUEUED).write_text(text)
+    assert slurm().submit(jobs[:1]) == ["11_0"]
 
 
 # launchers of others, which return when all of a batch has ended
@@ -379,26 +324,22 @@ class Batches:
         return returned
 
 
-@pytest.mark.parametrize(
-    ("numbers", "expected"), [(range(5), [[0, 1], [2, 3], [4]]), ([0, 3, 4, 7], [[0], [3, 4], [7]])]
-)
-def test_a_batch_has_numbers_without_gaps(numbers, expected, capsys):
-    """Launchers are told the first number and count on from it."""
-    launcher, endings = Batches(3), []
-    jobs = iter([Job(n, (f"seed={n}",), "") for n in numbers])
-    words = {"returned": "completed", "error": "failed: it"}
-    launch_batches(launcher, lambda: next(jobs, None), lambda e: (endings.append(e), words[e.kind])[1], n_jobs=2)
+@pytest.mark.parametrize(("numbers", "expected"), [(range(5), [[0, 1], [2, 3], [4]]), ([0, 3, 4], [[0], [3, 4]])])
+def test_a_batch_has_numbers_without_gaps(jobs, numbers, expected):
+    """Launchers are given the first number and count on from it."""
+    launcher, results = Batches(3), []
+    jobs[3].run.write("result.json", {"status": "failed", "error": "no such thing"})
+    run_in_batches(launcher, 2, iter([jobs[n] for n in numbers]), results.append, Watcher())
     assert launcher.calls == expected
-    assert [ending.job.number for ending in endings if ending.kind == "error"] == [3]
-    assert "error: job 3 failed: it" in capsys.readouterr().err
+    assert [(r.job.number, r.message) for r in results if r.status == "failed"] == [(3, "no such thing")]
 
 
-def test_a_launcher_that_gives_up_leaves_its_jobs_to_go_on(capsys):
-    """As the published submitit launcher does where one of the jobs is killed, while others work."""
-    launcher, endings, jobs = Batches(gives_up=True), [], iter(JOBS)
+def test_a_launcher_that_gives_up_leaves_its_jobs_to_be_resumed(jobs):
+    """As the published submitit launcher does when one of the jobs is killed, while others work."""
+    launcher, results = Batches(gives_up=True), []
     with pytest.raises(RuntimeError, match="not produced any output"):
-        launch_batches(launcher, lambda: next(jobs, None), lambda e: (endings.append(e), "stopped")[1], n_jobs=3)
-    assert [(ending.job.number, ending.kind) for ending in endings] == [(0, "stopped"), (1, "stopped"), (2, "stopped")]
+        run_in_batches(launcher, 3, iter(jobs), results.append, Watcher())
+    assert [(result.job.number, result.status) for result in results] == [(n, "stopped") for n in range(3)]
 
 
 def test_config_has_no_key_that_submitit_does_not_know():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from quartet.sweeps.local import cores, labels, make_pool, make_slots, visible_gpus
+from quartet.sweeps.local import cores, make_pool, make_slots, visible_gpus
 
 PROJECT = Path(__file__).parents[2]
 SETTINGS = {"workers": None, "threads": None, "timeout_minutes": None, "retries": 1}
@@ -68,7 +68,7 @@ def test_a_job_for_each_core(machine, monkeypatch):
 
 def pool(config: dict | None = None, **settings):
     composed = OmegaConf.create({"hydra": {"sweep": {"dir": "sweep"}}, **(config or {})})
-    return make_pool({**SETTINGS, **settings}, composed, print)
+    return make_pool({**SETTINGS, **settings}, composed)
 
 
 def test_a_share_of_the_cores(monkeypatch):
@@ -78,6 +78,8 @@ def test_a_share_of_the_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert pool(workers=3).environment["OMP_NUM_THREADS"] == "5"
     assert pool(threads=7).environment["OMP_NUM_THREADS"] == "7"
+    two_workers = {"trainer": {"devices": 2, "accelerator": "cpu"}}
+    assert pool(two_workers, threads=7).environment["OMP_NUM_THREADS"] == "3", "of a job, for all of its workers"
 
 
 def test_settings_of_the_pool():
@@ -118,13 +120,6 @@ def test_devices_that_a_job_cannot_have(machine):
         pool({"trainer": {"devices": 4, "accelerator": "auto"}})
     with pytest.raises(ValueError, match=r"^trainer.devices=\[0, 1\]: in a sweep .* say how many, not which"):
         pool({"trainer": {"devices": [0, 1]}})
-
-
-def test_labels_say_what_varies():
-    assert labels([["model=mlp", "seed=0"], ["model=mlp", "seed=1"]]) == ["seed=0", "seed=1"]
-    assert labels([["model=mlp"]]) == ["model=mlp"]
-    assert labels([["seed=0"], ["seed=0"]]) == ["", ""]
-    assert labels([]) == []
 
 
 # real jobs
@@ -182,7 +177,7 @@ def test_past_its_limit_a_job_goes_on_from_its_checkpoint_once(tmp_path):
     assert told[1].startswith("job 0 stopped at its time limit of 4.8 s; starting it again")
     assert told[2] == told[0] and told[3].startswith("job 0 failed: stopped at its time limit of 4.8 s")
     log = (tmp_path / "sweep" / "logs" / "0.log").read_text()
-    assert log.count("going on from its last checkpoint") == 1 and log.count("interrupted by SIGTERM") == 2
+    assert log.count("resuming from its last checkpoint") == 1 and log.count("interrupted by SIGTERM") == 2
 
 
 # the server's imports, in a process of its own
@@ -193,7 +188,7 @@ asked = []
 for name in ("_cuda_getDeviceCount", "_cuda_init"):
     setattr(torch._C, name, lambda name=name: asked.append(name) or 0)
 from quartet.sweeps import preload
-missing = {*preload.ours, *preload.LATE} - {*sys.modules}
+missing = {*preload.LATE, "quartet.models.mlp", "quartet.data.augment"} - {*sys.modules}
 assert not missing, missing
 assert not asked and len(threading.enumerate()) == 1
 """

@@ -9,10 +9,9 @@ import threading
 
 import pytest
 
-from quartet.sweeps.locks import job_lock, sweep_lock
 from quartet.sweeps.plan import FILE, JOURNAL, Plan
 from quartet.sweeps.space import parse
-from quartet.sweeps.study import Reporter, Study, _flock_class
+from quartet.sweeps.study import Reporter, Study, _journal_lock
 
 SETTINGS = {
     "sampler": "tpe", "pruner": None, "min_validations": 1, "reduction_factor": 3, "n_trials": 6, "max_minutes": None,
@@ -123,7 +122,7 @@ def test_a_line_that_a_full_disk_has_cut_is_taken_back_before_the_next_one(tmp_p
 def test_a_line_that_somebody_is_writing_is_left_alone(tmp_path):
     """Jobs open the study while others write: only who holds the lock knows that an unfinished line stays unfinished."""
     open_study(tmp_path).ask()
-    lock = _flock_class()(tmp_path / JOURNAL)
+    lock = _journal_lock(tmp_path / JOURNAL)
     lock.acquire()
     with (tmp_path / JOURNAL).open("ab") as journal:
         journal.write(b'{"op_code":7,"half')
@@ -265,22 +264,3 @@ def test_a_damaged_plan(tmp_path, text):
 def test_no_plan(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no sweep"):
         Plan.read(tmp_path)
-
-
-# locks
-
-
-def test_two_sweeps_do_not_share_a_directory(tmp_path):
-    refused = pytest.raises(BlockingIOError, match="another process works on the sweep")
-    with sweep_lock(tmp_path), refused, sweep_lock(tmp_path):
-        pass
-
-
-def test_a_sweep_that_goes_on_waits_for_jobs_of_the_killed_one(tmp_path, capsys):
-    refused = pytest.raises(BlockingIOError, match="are still going")
-    with job_lock(tmp_path), refused, sweep_lock(tmp_path, patience=0.2):
-        pass
-    with sweep_lock(tmp_path, patience=0.2):  # they have ended
-        pass
-    assert "waiting for runs that the killed sweep has left" in capsys.readouterr().out
-    assert os.listdir(tmp_path)

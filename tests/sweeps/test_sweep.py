@@ -20,41 +20,40 @@ from hydra.core.hydra_config import HydraConfig
 
 from quartet.cli import CONF, resumed_arguments
 from quartet.interruption import Interrupted
+from quartet.run import described
 from quartet.sweeps import sweep as sweeps
+from quartet.sweeps.jobs import JobResult
 from quartet.sweeps.plan import Plan
-from quartet.sweeps.pool import Ending, Job, described
 from quartet.sweeps.study import open_study
 from quartet.typed import command
-from quartet.workers import describe
 
 PROJECT = Path(__file__).parents[2]
 
 
 class Launcher:
-    """`work(directory, settings)` stands for a job: it writes a result, returns an Ending's kind, or raises."""
+    """`work(directory, settings)` stands for a job: it writes a result, returns a JobResult's status, or raises."""
 
-    def __init__(self, directory: Path, work: Callable):
-        self.directory, self.work, self.launched = directory, work, []
+    def __init__(self, work: Callable):
+        self.work, self.launched = work, []
 
-    def stream(self, next_job, ended, total):
-        self.said = []
-        while (job := next_job()) is not None:
+    def run(self, jobs, ended, watcher):
+        for job in jobs:
             self.launched.append(job.number)
-            self.said.append(ended(self._run(job)))
-
-    def _run(self, job: Job) -> Ending:
-        settings = dict(word.lstrip("+").split("=", 1) for word in job.overrides)
-        try:
-            kind = self.work(self.directory / str(job.number), settings)
-        except Exception as error:
-            record = describe(error)
-            return Ending(job, "error", described(record), error=record)
-        return Ending(job, kind or "returned", "killed by SIGKILL" if kind == "killed" else "past its limit")
+            watcher.started(job)
+            words = job.run.read("trial.json")["overrides"]
+            settings = dict(word.lstrip("+").split("=", 1) for word in words)
+            status, message = "completed", "killed by SIGKILL"
+            try:
+                status = self.work(job.run.directory, settings) or status
+            except Exception as error:
+                job.run.ended_badly(error)
+                status, message = "failed", described(error)
+            ended(JobResult(job, status, message))
 
 
 def write_result(run: Path, value: float | None = 1.0, status: str = "completed", **more) -> None:
     run.mkdir(exist_ok=True)
-    (run / "config.yaml").write_text("run: {}\n")
+    (run / "preprocessing.json").write_text("{}")
     result = {"status": status, "metrics": {"val/loss": value, **more}, "steps": 5}
     (run / "result.json").write_text(json.dumps(result))
 
@@ -66,7 +65,7 @@ def sweep(tmp_path, capsys):
 
     def run(work, *words: str):
         GlobalHydra.instance().clear()
-        launcher = Launcher(tmp_path / "sweep", work)
+        launcher = Launcher(work)
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             loader = GlobalHydra.instance().config_loader()
             overrides = [*words, "sweep.report=false", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
@@ -100,11 +99,11 @@ def good(run: Path, settings: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("words", [GRID, TPE])
 def test_each_trial_is_launched_once_and_told(sweep, tmp_path, words):
-    code, launcher, _ = sweep(good, *words)
+    code, launcher, output = sweep(good, *words)
     n = len(launcher.launched)
     assert code == 0 and launcher.launched == list(range(4 if words is GRID else 6))
     assert states(tmp_path / "sweep") == ["complete"] * n
-    assert launcher.said[0].startswith("completed  val/loss ") and "(best so far)" in launcher.said[0]
+    assert re.search(r"^job 0 completed  val/loss [\d.]+ \(best so far\)", output, re.M)
     assert sweep(good, *words)[1].launched == [], "it is finished"
     assert len(sweep(good, *words, "sweep.n_trials=9")[1].launched) == (0 if words is GRID else 3), "more of them"
 
@@ -121,30 +120,29 @@ def test_jobs_are_told_what_varies_and_nothing_about_the_sweep(sweep, tmp_path):
 def test_each_kind_of_failure_is_told_and_the_others_go_on(sweep, tmp_path, rate, expected):
     def work(run, settings):
         if run.name == "0":
-            write_result(run, status="failed")
+            (run / "preprocessing.json").write_text("{}")
             raise RuntimeError("a bug")
         if run.name == "1":
-            (run / "checkpoints").mkdir(parents=True)
-            (run / "config.yaml").write_text("run: {}\n")
             return "killed"
         write_result(run, float("nan") if run.name == "2" else 1.0)
 
     code, launcher, output = sweep(work, *GRID, f"sweep.max_failure_rate={rate}")
     assert code == expected and launcher.launched == [0, 1, 2, 3]
     assert states(tmp_path / "sweep") == ["fail", "fail", "fail", "complete"]
-    assert launcher.said[:3] == [
-        "failed: RuntimeError: a bug",
-        "failed: killed by SIGKILL",
-        "failed: its val/loss is missing or no number",
-    ]
+    for line in (
+        "job 0 failed: RuntimeError: a bug",
+        "job 1 failed: killed by SIGKILL",
+        "job 2 failed: its val/loss is missing or not a number",
+    ):
+        assert f"{line} (" in output
     assert json.loads((tmp_path / "sweep" / "1" / "result.json").read_text())["status"] == "failed", "not unfinished"
     assert ("3 of 4 runs failed, above sweep.max_failure_rate" in output) == bool(expected)
 
 
 def test_a_pruned_run_is_no_failure(sweep, tmp_path):
-    code, launcher, _ = sweep(lambda run, settings: write_result(run, 2.0, status="pruned"), *TPE, "sweep.pruner=asha")
+    code, _, output = sweep(lambda run, settings: write_result(run, 2.0, status="pruned"), *TPE, "sweep.pruner=asha")
     assert code == 0 and states(tmp_path / "sweep") == ["pruned"] * 6
-    assert launcher.said[0] == "pruned after 5 steps  val/loss 2"
+    assert "job 0 pruned after 5 steps  val/loss 2 (" in output
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, capsys):
@@ -155,12 +153,12 @@ def test_an_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, capsys):
 
     with pytest.raises(Interrupted):
         sweep(interrupted, *TPE)
-    assert f"2 of 6 runs are finished; go on with: {command('train', '-m')} sweep.resume={tmp_path}" in (
+    assert f"2 of 6 runs are finished; resume with: {command('train', '-m')} sweep.resume={tmp_path}" in (
         capsys.readouterr().err
     )
     assert states(tmp_path / "sweep") == ["complete", "complete", "running"]
     code, launcher, output = sweep(good, *TPE)
-    assert code == 0 and launcher.launched == [2, 3, 4, 5] and "2 of them finished before, 1 to go on with" in output
+    assert code == 0 and launcher.launched == [2, 3, 4, 5] and "2 of them finished before, 1 to resume" in output
 
 
 def test_runs_that_ended_while_nobody_could_note_it_are_not_run_again(sweep, tmp_path):
@@ -172,9 +170,12 @@ def test_runs_that_ended_while_nobody_could_note_it_are_not_run_again(sweep, tmp
     assert open_study(tmp_path / "sweep", Plan.read(tmp_path / "sweep"), create=False).trials[0].value == 0.25
 
 
-def test_a_time_budget_begins_no_more_runs(sweep, tmp_path):
+def test_a_time_budget_begins_no_more_runs(sweep, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(sweeps.time, "monotonic", lambda: clock[0])
+
     def slow(run, settings):
-        time.sleep(0.1)
+        clock[0] += 0.1
         good(run, settings)
 
     code, launcher, _ = sweep(slow, *TPE, f"sweep.max_minutes={0.15 / 60}")
@@ -193,9 +194,9 @@ def test_several_objectives(sweep, tmp_path):
         more: Any = {"val/f1": 1 - float(settings["optimizer.lr"])}
         write_result(run, float(settings["optimizer.lr"]), **more)
 
-    _, launcher, _ = sweep(work, *TPE, "sweep.objectives={val/loss:min,val/f1:max}")
+    _, _, output = sweep(work, *TPE, "sweep.objectives={val/loss:min,val/f1:max}")
     study = open_study(tmp_path / "sweep", Plan.read(tmp_path / "sweep"), create=False)
-    assert len(study.best_trials) == 1 and "val/f1 " in launcher.said[0] and "best so far" not in launcher.said[0]
+    assert len(study.best_trials) == 1 and "val/f1 " in output and "best so far" not in output
 
 
 def test_a_mistake_that_every_run_makes_is_told_and_ends_the_sweep(sweep, tmp_path):
@@ -239,14 +240,14 @@ def test_another_sweep_in_the_directory_is_refused_with_the_difference(sweep, tm
 def test_a_directory_of_something_else_is_refused(sweep, tmp_path):
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "letter.txt").write_text("dear")
-    with pytest.raises(FileExistsError, match="is not empty and no sweep; name another directory"):
+    with pytest.raises(FileExistsError, match="is not empty and not a sweep; name another directory"):
         sweep(good, *GRID)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model=mlp", "data=shakespeare", "optimizer.lr=1,2"], "this model takes table, these data are tokens"),
+        (["model=mlp", "data=shakespeare", "optimizer.lr=1,2"], "this model accepts table, these data provide tokens"),
         (["model=mlp", "optimizer.lr=interval(2,1)", "sweep=optuna"], "begins above its end"),
         (["model=mlp", "sweep=optuna"], "has nothing to vary"),
         (["model=mlp", "optimizer.lrr=1,2"], "optimizer.lrr: no such key, did you mean optimizer.lr?"),
