@@ -17,7 +17,6 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
-from hydra_plugins import quartet_launchers
 from quartet.cli import CONF
 from quartet.run import Run
 from quartet.sweeps import cluster
@@ -41,8 +40,11 @@ def made(launcher: str, *words: str) -> tuple[Any, Any]:
     return hydra.utils.instantiate(config.hydra.launcher), config
 
 
-def set_up(launcher: str, *words: str) -> Any:
+def set_up(launcher: str, *words: str, installed: bool | None = None) -> Any:
+    """A launcher that is set up; `installed`: as if its package were, or were not."""
     plugin, config = made(launcher, *words)
+    if installed is not None:  # Hydra imports plugins anew, so that patching the module would not reach the class
+        type(plugin).setup.__globals__["find_spec"] = lambda package: installed or None
     plugin.setup(hydra_context=None, task_function=None, config=config)  # type: ignore[arg-type]
     return plugin
 
@@ -51,11 +53,10 @@ def set_up(launcher: str, *words: str) -> Any:
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(name, monkeypatch):
-    monkeypatch.setattr(quartet_launchers, "find_spec", lambda package: None)
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(name):
     package, extra = ("ray", "ray") if name == "ray_tasks" else ("submitit", "slurm")
     with pytest.raises(ValueError, match=rf"hydra/launcher={name} needs the package {package}: .*'\.\[{extra}\]'"):
-        set_up(name)
+        set_up(name, installed=False)
     project = (CONF.parent / "pyproject.toml").read_text()
     assert f'\n{extra} = ["{package}>=' in project
 
@@ -68,10 +69,9 @@ def test_a_missing_plugin_is_told_in_one_line(script):
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 @pytest.mark.parametrize("jobs", ["0", "many", "1.5"])
-def test_a_wrong_number_of_jobs_is_refused(name, jobs, monkeypatch):
-    monkeypatch.setattr(quartet_launchers, "find_spec", lambda package: True)
+def test_a_wrong_number_of_jobs_is_refused(name, jobs):
     with pytest.raises(ValueError, match=r"hydra.launcher.jobs=.*: an integer of at least 1, or null"):
-        set_up(name, f"hydra.launcher.jobs={jobs}")
+        set_up(name, f"hydra.launcher.jobs={jobs}", installed=True)
 
 
 @pytest.mark.parametrize(
@@ -84,10 +84,9 @@ def test_a_wrong_number_of_jobs_is_refused(name, jobs, monkeypatch):
     ],
 )
 def test_a_grid_is_handed_in_at_once_and_a_sampler_gets_results_between(words, expected, monkeypatch):
-    monkeypatch.setattr(quartet_launchers, "find_spec", lambda package: True)
     seen = []
     monkeypatch.setattr(cluster, "run_jobs", lambda queue, width, *_: seen.append(width))
-    launcher = set_up("slurm", *words)
+    launcher = set_up("slurm", *words, installed=True)
     launcher.queue = lambda: None
     launcher.run(iter([]), print, Watcher())
     assert seen == [expected]
@@ -223,10 +222,9 @@ def slurm(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "submitit", types.SimpleNamespace(AutoExecutor=FakeExecutor))
     monkeypatch.setattr(FakeExecutor, "handed", [])
     monkeypatch.setattr(FakeExecutor, "number", 10)
-    monkeypatch.setattr(quartet_launchers, "find_spec", lambda package: True)
 
     def make() -> Submitit:
-        launcher = set_up("slurm")
+        launcher = set_up("slurm", installed=True)
         launcher.directory = tmp_path
         return launcher.queue()
 

@@ -210,7 +210,7 @@ def _queued(run: Run) -> str | None:
 def _exit_code(run: Run) -> int | None:
     with suppress(OSError):
         os.listdir(run.directory)  # a shared disk remembers what it has not found until somebody lists the folder
-    with suppress(OSError, ValueError, LookupError):
+    with suppress(OSError, ValueError, LookupError, TypeError):
         code = json.loads((run.directory / ENDED).read_text(encoding="utf-8"))["exit_code"]
         return code if type(code) is int else None
     return None
