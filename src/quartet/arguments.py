@@ -127,9 +127,9 @@ def words(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(words(part) for part in inner)
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
+        return f"one of {', '.join(map(str, inner))}"
     if origin is list:
-        return f"a list, each item {words(next(iter(inner)))}"
+        return f"a list, each item {words(inner[0])}"
     return TYPE_NAMES.get(hint, str(hint))
 
 

@@ -67,14 +67,14 @@ def _trusting(run: Run) -> str:
 
 def execute(run: Run, data: Any = None) -> None:
     """On one device here; on several by workers, unless this process is one of them already."""
-    n, settings = n_workers(run.config), run.config.trainer
-    if n * settings.num_nodes == 1 or environment_rank():
+    n, n_nodes = (1, 1) if environment_rank() else (n_workers(run.config), run.config.trainer.num_nodes)
+    if n * n_nodes == 1:
         from quartet.train import train
 
         train(run, data)
         return
     del data  # each worker reads them for itself
-    if settings.num_nodes == 1:  # before workers start, the first of which holds the lock
+    if n_nodes == 1:  # before workers start, the first of which holds the lock
         with run.exclusively():
             pass
     try:
@@ -82,7 +82,7 @@ def execute(run: Run, data: Any = None) -> None:
             run_workers(
                 run.directory,
                 n,
-                n_nodes=settings.num_nodes,
+                n_nodes=n_nodes,
                 rendezvous=run.config.workers.rendezvous,
                 max_restarts=run.config.workers.max_restarts,
             )

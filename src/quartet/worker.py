@@ -71,15 +71,20 @@ def train_directory(directory: Path) -> int:
             from quartet.cli import quiet_libraries
 
             quiet_libraries()
-            if environment_rank() is None:
-                run.wait_until_free()
-                if run.last_checkpoint is not None:
-                    print(f"{run}: resuming from its last checkpoint", flush=True)
+            if environment_rank() is not None:
+                from quartet.train import train
+
+                train(run)
+                return 0
+            run.wait_until_free()
+            if run.last_checkpoint is not None:
+                print(f"{run}: resuming from its last checkpoint", flush=True)
             from quartet.launch import execute
 
             execute(run)
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if environment_rank() is None:
+            print(stop, file=sys.stderr)
         return stop.exit_code
     except Exception as error:
         _report(error, run)
