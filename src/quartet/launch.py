@@ -35,7 +35,7 @@ def launch(config: DictConfig) -> float | None:
     rank, _ = environment_rank() or (0, 1)
     os.environ.setdefault("RANK", str(rank))  # SLURM has another name for it; the first one writes and speaks
     with stoppable():
-        if in_sweep() and config.resume is None:  # by a launcher of Hydra: the sweep has made the run already
+        if in_sweep():  # by a launcher of Hydra: the sweep has made the run already
             hydra = HydraConfig.get()
             run = Run(Path(hydra.sweep.dir).absolute() / str(hydra.job.num))
             execute(run)
@@ -168,9 +168,8 @@ def _resume(config: DictConfig) -> tuple[Run, Any]:
     """The run to go on with; its own config is what counts, so nothing else can be asked for but where its data are now."""
     said = ("resume=", "workers.rendezvous=", "data.path=")
     others = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+").startswith(said)]
-    if in_sweep() or others:
-        named = "-m" if in_sweep() else " ".join(others)
-        raise ValueError(f"resume={config.resume} goes on with a run as it was; leave out {named}")
+    if others:
+        raise ValueError(f"resume={config.resume} goes on with a run as it was; leave out {' '.join(others)}")
     run = Run.reopen(config.resume, root=config.run.root)
     from quartet.build import opened
 

@@ -27,6 +27,7 @@ from quartet.interruption import Interrupted
 from quartet.run import Run, described, read_metrics, refuse_links_out
 from quartet.say import printable, say
 from quartet.sweeps.batches import run_in_batches
+from quartet.sweeps.cluster import QUEUED
 from quartet.sweeps.display import Display
 from quartet.sweeps.jobs import Job, JobResult
 from quartet.sweeps.plan import FILE, JOURNAL, Plan
@@ -41,6 +42,8 @@ OURS = ("sweep=", "sweep.", "+sweep.")  # what jobs need not know
 
 def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[str]) -> int | None:
     """Run or continue the sweep; returns the number of the best run. Exits with 1 where too many runs failed."""
+    if config.resume is not None:
+        raise ValueError(f"resume={config.resume} goes on with a run as it was; leave out -m")
     settings: Any = OmegaConf.to_container(config.sweep, resolve=True)
     space, fixed = parse(settings["params"], [word for word in arguments if not word.startswith(OURS)], loader)
     raise_problems(filter(None, (dimension.problem() for dimension in space)))
@@ -208,9 +211,9 @@ class Sweep:
                 yield job
 
     def _create(self, number: int, words: list[str]) -> Run:
-        """The run directory of a job; one with a checkpoint is resumed as it is, what else a kill has left is replaced."""
+        """The run directory of a job; one that has a checkpoint, or that a process still trains, stays as it is."""
         run = Run(self.directory / str(number))
-        if run.last_checkpoint is not None:
+        if run.last_checkpoint is not None or run.is_busy or (run.directory / QUEUED).exists():
             return run
         shutil.rmtree(run.directory, ignore_errors=True)
         config = self.loader.load_sweep_config(self.config, words)
