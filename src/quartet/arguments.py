@@ -127,7 +127,8 @@ def words(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(words(part) for part in inner)
     if origin is Literal:
-        return f"one of {', '.join(map(str, inner))}"
+        choices = ", ".join(map(str, inner))
+        return f"one of {choices}" if len(inner) > 1 else choices
     if origin is list:
         return f"a list, each item {words(inner[0])}"
     return TYPE_NAMES.get(hint, str(hint))

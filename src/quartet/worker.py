@@ -37,9 +37,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def run_job(
-    directory: str, log: str, environment: dict[str, str], train: Callable[[Path], int] | None = None
-) -> None:
+def run_job(directory: str, log: str, environment: dict[str, str], train: Callable[[Path], int] | None = None) -> None:
     """In a process that the local pool has just forked: lead a group, write to the log, train, end with the exit code."""
     os.setpgrp()  # Ctrl-C on a terminal does not reach it, and a signal to the group reaches all that it starts
     for signum in SIGNALS:  # ignored by the process that this one was forked from

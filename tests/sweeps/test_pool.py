@@ -210,7 +210,7 @@ def test_a_job_is_asked_for_when_a_worker_is_free(tmp_path):
 def test_a_killed_or_hanging_job_starts_again(pool, tmp_path):
     """It resumes from what it saved, in the same log; an error of the program is final."""
     watcher = Watcher()
-    results = pool("once", "hang once", "fail", retries=1, timeout_seconds=0.5, watcher=watcher)
+    results = pool("once", "hang once", "fail", retries=1, timeout_seconds=3, watcher=watcher)
     assert [(r.status, r.attempts) for r in results] == [("completed", 2), ("completed", 2), ("failed", 1)]
     assert watcher.events == [
         ("started", 0),
@@ -218,7 +218,7 @@ def test_a_killed_or_hanging_job_starts_again(pool, tmp_path):
         ("started", 0),
         ("started", 1),
         ("overdue", 1),
-        ("stopped at its time limit of 0.5 s", 1),
+        ("stopped at its time limit of 3 s", 1),
         ("started", 1),
         ("started", 2),
     ]
