@@ -38,7 +38,12 @@ def launch(config: DictConfig) -> float | None:
         if in_sweep():  # by a launcher of Hydra: the sweep has made the run already
             hydra = HydraConfig.get()
             run = Run(Path(hydra.sweep.dir).absolute() / str(hydra.job.num))
-            execute(run)
+            try:
+                execute(run)
+            except Exception as error:
+                if run.status == "unfinished":  # a mistake that was found before it trained
+                    run.ended_badly(error)
+                raise
         else:
             run = _train(*(_resume(config) if config.resume is not None else _start(config)))
     if rank > 0:

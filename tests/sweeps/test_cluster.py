@@ -178,6 +178,12 @@ def test_a_job_writes_its_exit_code(jobs, monkeypatch, code):
     assert jobs[0].run.read(cluster.ENDED) == {"exit_code": code} and os.environ.pop("QUARTET_TEST") == "1"
 
 
+def test_a_job_trusts_what_the_user_of_the_sweep_trusts(jobs, monkeypatch):
+    """Whatever a scheduler makes of environment variables."""
+    monkeypatch.setenv("QUARTET_TRUST", "mylib")
+    assert "mylib" in cluster.environment(jobs[0])["QUARTET_TRUST"].split(",")
+
+
 @pytest.mark.parametrize(("rank", "expected"), [("0", 128 + signal.SIGUSR2), ("1", 0)])
 def test_a_job_whose_time_is_over_ends_for_the_moment(jobs, monkeypatch, rank, expected):
     """Only the first task speaks with SLURM, and the others must not end it."""

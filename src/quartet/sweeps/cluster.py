@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from quartet import trust
 from quartet.interruption import Interrupted, stoppable
 from quartet.run import Run
 from quartet.say import say
@@ -143,9 +144,7 @@ class Submitit:
                 (job.run.directory / name).unlink(missing_ok=True)
         if new:
             with inherited({}), self.executor.batch():  # one array; the jobs import this package, wherever they start
-                handed_in = [
-                    self.executor.submit(TrainRun(str(job.run.directory), job.run.for_workers())) for job in new
-                ]
+                handed_in = [self.executor.submit(TrainRun(str(job.run.directory), environment(job))) for job in new]
             for job, handed in zip(new, handed_in, strict=True):
                 names[job.number] = handed.job_id
                 self._processes[handed.job_id] = handed
@@ -199,6 +198,11 @@ class Submitit:
         return "ended"
 
 
+def environment(job: Job) -> dict[str, str]:
+    """What a job has to know of the sweep's process: a scheduler need not hand its environment on."""
+    return {**job.run.for_workers(), trust.VARIABLE: ",".join(sorted(trust.trusted()))}
+
+
 def _queued(run: Run) -> str | None:
     """The id of a run's job; None if it has none, or a file that was cut or is strange."""
     with suppress(OSError, ValueError, LookupError, TypeError):
@@ -232,7 +236,7 @@ class Ray:
     def submit(self, jobs: Sequence[Job]) -> list[str]:
         names = []
         for job in jobs:
-            reference = self._train.remote(str(job.run.directory), job.run.for_workers())
+            reference = self._train.remote(str(job.run.directory), environment(job))
             names.append(reference.hex()[:8])
             self._references[names[-1]] = reference
         return names
