@@ -62,8 +62,17 @@ def brief(compose, model: str, *overrides: str) -> dict:
     return result
 
 
+CLASSIFIERS = ("rnn_classifier", "transformer_classifier")  # the networks of rnn and transformer
+
+
+@pytest.mark.parametrize("model", CLASSIFIERS)
+def test_the_classifiers_of_texts(compose, small_text, model):
+    network = model.removesuffix("_classifier")
+    brief(compose, model, *small(network), "data.context_length=8")
+
+
 @pytest.mark.parametrize("optimizer", options("optimizer"))
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", [name for name in options("model") if name not in CLASSIFIERS])
 def test_every_pair_of_model_and_optimizer(compose, small_text, model, optimizer):
     large = ["callbacks.checkpoint=null"] if model == "image" else []  # 134 MB, flushed to the disk
     brief(compose, model, f"optimizer={optimizer}", *large)

@@ -29,6 +29,7 @@ def make_pool(settings: Mapping[str, Any], config: DictConfig) -> Pool:
     return Pool(
         slots=slots,
         environment={"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)},  # the latter: tokenizers
+        preload=("quartet.sweeps.preload",),
         logs=Path(config.hydra.sweep.dir).absolute() / "logs",
         timeout_seconds=None if minutes is None else 60 * minutes,
         retries=settings["retries"],

@@ -192,7 +192,7 @@ class Pool:
             return
         from multiprocessing import forkserver
 
-        forkserver.set_forkserver_preload(["quartet.sweeps.preload", *self.preload])
+        forkserver.set_forkserver_preload(["quartet.sweeps.server", *self.preload])
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             forkserver.ensure_running()
