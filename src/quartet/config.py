@@ -57,6 +57,9 @@ MOVED = {
     "trainer.rendezvous": "workers.rendezvous",
 }
 
+# parts that older configs name, and where they are now: a module, or one thing in it
+RENAMED: dict[str, str] = {}
+
 ADDED = ("length", "prompt", "finetune", "workers", "pairing")  # nodes that older configs do not have
 
 StepsOrNoLimit = Annotated[int, Rule("an integer of at least 1, or -1 for no limit", lambda n: n == -1 or n >= 1)]
@@ -145,7 +148,20 @@ def upgrade(config: DictConfig) -> DictConfig:
                 OmegaConf.update(config, new, value, force_add=True)
         if isinstance(config.get("data"), DictConfig):
             config.data.pop("recipe", None)
+        _rename_targets(config)
     return config
+
+
+def _rename_targets(node: Any) -> None:
+    """Replace the `_target_`s of older configs, wherever they stand."""
+    for key in list(node):
+        value = node._get_node(key)
+        if isinstance(value, DictConfig) and value:
+            _rename_targets(value)
+        elif key == "_target_":
+            target = str(node[key])
+            module, _, name = target.rpartition(".")
+            node[key] = RENAMED.get(target, f"{RENAMED.get(module, module)}.{name}")
 
 
 # allow-list
