@@ -20,8 +20,8 @@ from pytorch_lightning import Callback, Trainer
 from quartet import build
 from quartet.callbacks import checkpoint
 from quartet.cli import _compose, quiet_libraries
-from quartet.train import create, train
-from quartet.transfer import read_checkpoint
+from quartet.commands.train import create, train
+from quartet.engine.weights import read_checkpoint
 
 SETTINGS = {
     "transformer": ["model=transformer"],

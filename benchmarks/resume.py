@@ -27,7 +27,7 @@ import torch
 
 from quartet.cli import _compose, quiet_libraries
 from quartet.run import Run
-from quartet.train import create, train
+from quartet.commands.train import create, train
 
 TEXT = (
     f"data=text data.path={sysconfig.get_path('stdlib')}/email/*.py data.vocab_size=512"  # some 300 kB, read in no time

@@ -12,7 +12,7 @@ from quartet.cli import command
 
 @command("evaluate")
 def main(config: DictConfig) -> None:
-    from quartet.evaluate import report
+    from quartet.commands.evaluate import report
 
     report(config.run, config.split, config.data.path)
 

@@ -12,7 +12,7 @@ from quartet.cli import command
 
 @command("generate")
 def main(config: DictConfig) -> None:
-    from quartet.generate import stream
+    from quartet.commands.generate import stream
 
     stream(config)
 

@@ -12,9 +12,9 @@ from quartet.cli import command
 
 @command("train")
 def main(config: DictConfig) -> float | None:
-    from quartet.launch import launch
+    from quartet.commands.train import run_command
 
-    return launch(config)
+    return run_command(config)
 
 
 if __name__ == "__main__":

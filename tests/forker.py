@@ -13,9 +13,9 @@ import sys
 import traceback
 from pathlib import Path
 
-import quartet.evaluate
-import quartet.generate
-import quartet.launch
+import quartet.commands.evaluate
+import quartet.commands.generate
+import quartet.commands.train
 import quartet.sweeps.preload  # noqa: F401
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from quartet.train import create_and_train
+from quartet.commands.train import create_and_train
 
 TEXT = "".join(f"line {i} says {i * i} and no more\n" for i in range(400))
 ROWS = [(f"a film number {i}", "ny"[i % 2]) for i in range(40)]

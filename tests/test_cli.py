@@ -10,7 +10,7 @@ import time
 import pytest
 
 from quartet.build import check
-from quartet.cli import CONF
+from quartet.groups import CONF
 
 
 def fails(process, *expected: str) -> str:
@@ -278,7 +278,7 @@ def test_a_sweep_below_the_home_directory(script, tmp_path):
 
 
 def test_the_table_of_classes_has_the_worst_first(capsys):
-    from quartet.evaluate import per_class
+    from quartet.commands.evaluate import per_class
 
     metrics = {"test/accuracy": 0.5}
     for name, f1 in (("猫", 0.9), ("a very long name of a class", 0.1), ("of_of", 0.5)):

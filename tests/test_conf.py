@@ -11,7 +11,7 @@ import pytest
 import samples
 from conftest import OURS
 
-from quartet.train import create_and_train
+from quartet.commands.train import create_and_train
 
 CONF = Path(__file__).parents[1] / "conf"
 SMALL = {
@@ -85,7 +85,7 @@ def test_every_scheduler(compose, scheduler):
 
 @pytest.mark.parametrize("data", options("data"))
 def test_all_data(compose, small_text, own, data):
-    from quartet.cli import fitting
+    from quartet.groups import fitting
 
     provides = next(kind for kind in ("tokens", "images", "table") if data in fitting("data", "provides", kind))
     model = {"tokens": "rnn", "images": "image_small", "table": "mlp"}[provides]

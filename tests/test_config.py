@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from quartet import arguments
 from quartet.arguments import PositiveInt, Probability, Rule
 from quartet.build import build_optimizer, make, plain
+from quartet.commands.evaluate import evaluate
+from quartet.commands.train import create_and_train
 from quartet.config import ADDED, MOVED, upgrade
-from quartet.evaluate import evaluate
-from quartet.train import create_and_train
 
 EVEN = Annotated[int, Rule("an even integer", lambda n: n % 2 == 0)]
 

@@ -16,17 +16,19 @@ import torch
 from omegaconf import OmegaConf
 from pytorch_lightning import Callback
 
-from quartet import build, launch
-from quartet import run as runs
+from quartet import build
 from quartet.callbacks.metrics_file import MetricsFile
 from quartet.cli import _message
+from quartet.commands.evaluate import evaluate
+from quartet.commands.train import create, create_and_train
 from quartet.data.spec import Spec
-from quartet.evaluate import evaluate
-from quartet.interruption import Interrupted
-from quartet.run import BEGUN, Run, read_metrics
+from quartet.engine import elastic
+from quartet.engine.elastic import exception_from_dict, exception_to_dict
+from quartet.engine.fit import train
+from quartet.files import read_metrics
+from quartet.run import BEGUN, Run
 from quartet.say import printable, say
-from quartet.train import create, create_and_train, train
-from quartet.workers import describe, revive
+from quartet.system.signals import Interrupted
 
 SMALL = (
     "model=mlp model.hidden=[4] data.batch_size=64 trainer.accelerator=cpu trainer.max_steps=4 trainer.max_epochs=-1 "
@@ -90,7 +92,7 @@ def test_a_file_of_metrics_without_rows_is_begun_anew(tmp_path, content):
 def test_a_run_with_damaged_metrics_goes_on(stopped):
     with (stopped.directory / "metrics.csv").open("ab") as file:
         file.write(b"\0" * 3000)
-    train(Run.reopen(str(stopped.directory)))
+    train(Run.open_for_resume(str(stopped.directory)))
     assert stopped.status == "completed"
 
 
@@ -156,7 +158,7 @@ def test_a_result_of_another_shape(tmp_path, values, message):
     (tmp_path / "result.json").write_text(json.dumps(values))
     with pytest.raises(ValueError) as error:
         Run(tmp_path).read("result.json")
-    assert str(error.value) == f"{tmp_path / 'result.json'} is damaged ({message}); bring back the file, or train again"
+    assert str(error.value) == f"{tmp_path / 'result.json'} is damaged ({message}); restore the file, or train again"
 
 
 # last.ckpt
@@ -184,7 +186,7 @@ def test_a_state_of_another_shape_is_found_before_the_first_step(stopped, what, 
     torch.save(checkpoint, path)
     monkeypatch.setattr("quartet.tasks.base.Task.training_step", lambda *_: pytest.fail("a step was made"))
     with pytest.raises(ValueError) as error:
-        train(Run.reopen(str(stopped.directory)))
+        train(Run.open_for_resume(str(stopped.directory)))
     assert f"{path} does not fit the run (" in str(error.value) or f"{path} is damaged (" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -214,7 +216,7 @@ def test_a_mistake_removes_what_the_run_wrote_and_nothing_else(compose, tmp_path
         (tmp_path / "new" / "notes.txt").write_text("precious")
         raise ValueError("the mistake")
 
-    monkeypatch.setattr("quartet.train.fit_data", fail)
+    monkeypatch.setattr("quartet.engine.fit.fit_data", fail)
     with pytest.raises(ValueError, match="the mistake"):
         create(compose("model=mlp", f"run.dir={tmp_path / 'new'}"))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["notes.txt"]
@@ -238,16 +240,15 @@ def test_of_two_that_begin_in_one_directory_at_once_one_does(compose, tmp_path, 
     """The second has looked before the first wrote: it is refused, and takes nothing away."""
     config = compose("model=mlp", f"run.dir={tmp_path / 'here'}")
     first: list[Run] = []
-    look = runs._new_directory
+    really_open = Path.open
 
-    def be_late(config: Any) -> Any:
-        found = look(config)
-        if not first:
+    def be_late(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if mode == "x" and not first:  # the second one, about to make its config
             first.append(Run(tmp_path))  # not again
             first[:] = [Run.create(compose("model=mlp", "seed=7", f"run.dir={tmp_path / 'here'}"))]
-        return found
+        return really_open(path, mode, *rest, **more)
 
-    monkeypatch.setattr(runs, "_new_directory", be_late)
+    monkeypatch.setattr(Path, "open", be_late)
     with pytest.raises(FileExistsError, match=r"run\.dir=.*here is not empty; name another directory"):
         create(config)
     assert first[0].config.seed == 7 and first[0].read("environment.json")
@@ -257,18 +258,20 @@ def test_a_second_command_on_a_run_of_several_workers_leaves_it_as_it_is(compose
     """It is told so before a worker starts, and where it is told by a worker; the run's own end is another's to tell."""
     OmegaConf.save(OmegaConf.merge(stopped.config, {"trainer": {"devices": 2}}), stopped.directory / "config.yaml")
     started: list[Any] = []
-    monkeypatch.setattr(launch, "run_workers", lambda *_, **__: started.append(1))
+    monkeypatch.setattr(elastic, "run_workers", lambda *_, **__: started.append(1))
     (stopped.directory / "result.json").unlink()
     with stopped.exclusively(), pytest.raises(BlockingIOError, match="is being trained by another process"):
-        launch.execute(Run(stopped.directory), None)
+        elastic.execute(Run(stopped.directory), None)
     assert not started
 
     def refused(*_: Any, **__: Any) -> None:
-        raise revive(describe(BlockingIOError("is being trained by another process; stop that one first")))
+        raise exception_from_dict(
+            exception_to_dict(BlockingIOError("is being trained by another process; stop that one first"))
+        )
 
-    monkeypatch.setattr(launch, "run_workers", refused)
+    monkeypatch.setattr(elastic, "run_workers", refused)
     with pytest.raises(BlockingIOError):
-        launch.execute(Run(stopped.directory), None)
+        elastic.execute(Run(stopped.directory), None)
     assert stopped.status == "unfinished" and not (stopped.directory / "error.txt").exists()
 
 
@@ -284,7 +287,7 @@ def test_an_error_while_an_error_is_told(compose, outputs, monkeypatch):
     def mistake(*_: Any) -> None:
         raise ZeroDivisionError("the mistake")
 
-    monkeypatch.setattr("quartet.train._facts", fail)
+    monkeypatch.setattr("quartet.engine.fit._facts", fail)
     monkeypatch.setattr("quartet.tasks.base.Task.training_step", mistake)
     with pytest.raises(ZeroDivisionError, match="the mistake"):
         create_and_train(compose(*SMALL.split()))
@@ -295,7 +298,7 @@ def test_an_error_while_an_error_is_told(compose, outputs, monkeypatch):
 
 def test_what_cannot_be_written_as_a_result_is_told_all_the_same(tmp_path):
     run = Run(tmp_path)
-    run.ended_badly(ValueError("caf\udce9"), metrics={1j: 2})
+    run.mark_failed(ValueError("caf\udce9"), metrics={1j: 2})
     assert "caf\\udce9" in (tmp_path / "error.txt").read_text() and not list(tmp_path.glob(".*"))
 
 
@@ -309,7 +312,7 @@ def test_a_completed_run_has_no_error(stopped):
         patch.setattr(
             build, "build_trainer", lambda *a, callbacks, **k: made(*a, callbacks=(*callbacks, Meanwhile()), **k)
         )
-        train(Run.reopen(str(stopped.directory)))
+        train(Run.open_for_resume(str(stopped.directory)))
     assert stopped.status == "completed" and not (stopped.directory / "error.txt").exists()
 
 
@@ -329,13 +332,13 @@ def test_a_signal_in_the_last_validation_stops(compose, outputs, monkeypatch):
     made = build.build_callbacks
     with monkeypatch.context() as patch:
         patch.setattr(build, "build_callbacks", lambda *arguments: [Signal(), *made(*arguments)])
-        patch.setattr("quartet.train.measure", lambda *_: pytest.fail("it was tested"))
+        patch.setattr("quartet.engine.fit.measure", lambda *_: pytest.fail("it was tested"))
         with pytest.raises(Interrupted):
             create_and_train(compose(*SMALL.split()))
     (config,) = outputs.rglob("config.yaml")
     run = Run(config.parent)
     assert run.status == "interrupted" and run.last_checkpoint is not None
-    result = train(Run.reopen(str(run.directory)))
+    result = train(Run.open_for_resume(str(run.directory)))
     assert result["status"] == "completed" and result["steps"] == 4 and "test/loss" in result["metrics"]
 
 
@@ -358,7 +361,7 @@ def test_a_run_that_is_read_back_downloads_nothing(compose, tmp_path, monkeypatc
 
 
 def test_weights_that_are_not_there_are_fetched_for_the_user_s_own_command_only(compose, monkeypatch, tmp_path):
-    from quartet import transfer
+    from quartet.engine import weights
 
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(
@@ -368,7 +371,7 @@ def test_weights_that_are_not_there_are_fetched_for_the_user_s_own_command_only(
     spec = Spec(sizes={"in_channels": 1, "image_size": 8, "n_classes": 10})
     network = build.build_network(config, spec)
     with pytest.raises(FileNotFoundError, match="and a run that is read back fetches nothing; start a new run"):
-        transfer.initialise(network, config, spec, None, download=False)
+        weights.initialise(network, config, spec, None, download=False)
 
 
 @pytest.mark.parametrize("name", ["result.json", "config.yaml"])
@@ -379,7 +382,7 @@ def test_somebody_else_s_unreadable_file_does_not_hide_the_newest_run(compose, o
         (run.checkpoints / "last.ckpt").touch()
     os.utime(theirs.directory / "config.yaml", (time.time() + 9, time.time() + 9))
     (theirs.directory / name).write_bytes(b"\xff[")
-    assert Run.reopen("latest").directory == mine.directory
+    assert Run.open_for_resume("latest").directory == mine.directory
     if name == "config.yaml":
         assert Run.open("latest").directory == mine.directory
     read = Path.read_text
@@ -391,7 +394,7 @@ def test_somebody_else_s_unreadable_file_does_not_hide_the_newest_run(compose, o
 
     (theirs.directory / "result.json").write_text("{}")
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert Run.reopen("latest").directory == mine.directory
+    assert Run.open_for_resume("latest").directory == mine.directory
 
 
 # what reaches the terminal
@@ -414,8 +417,8 @@ def test_messages_keep_their_own_lines_only(monkeypatch):
 
 def test_names_of_a_run_are_shown_as_they_are(compose, stopped, capsys, monkeypatch):
     path = stopped.directory / "config.yaml"
-    monkeypatch.setattr("quartet.evaluate.measure", lambda *_: {f"val/{EVIL}": 0.5})
-    from quartet.evaluate import report
+    monkeypatch.setattr("quartet.commands.evaluate.measure", lambda *_: {f"val/{EVIL}": 0.5})
+    from quartet.commands.evaluate import report
 
     report(str(stopped.directory), "val")
     assert f"val/{SHOWN}" in capsys.readouterr().out

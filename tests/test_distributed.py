@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from quartet.evaluate import evaluate
+from quartet.commands.evaluate import evaluate
 from quartet.run import Run
 
 PROJECT = Path(__file__).parents[1]
 SMALL = "model=transformer optimizer=muon model.d_model=32 model.n_layers=2 model.n_heads=2 model.d_ff=64 "
 SMALL += "model.dropout=0 model.token_dropout=0 data=stdlib_topics data.context_length=48 data.tokenizer=byte "
-SMALL += "trainer.accelerator=cpu trainer.max_epochs=-1 trainer.max_steps=50 trainer.val_check_interval=25 "
+SMALL += "trainer.accelerator=cpu trainer.max_epochs=-1 trainer.max_steps=24 trainer.val_check_interval=12 "
 SMALL += "trainer.log_every_n_steps=1 callbacks=none"
 TABLE = (
     "model=mlp trainer.accelerator=cpu trainer.max_epochs=4 callbacks.checkpoint.every_n_steps=2 callbacks.figures=null"
@@ -77,7 +77,7 @@ def test_two_workers_with_n_samples_are_one_process_with_2n_sharded_or_not(start
         runs[name] = Run(tmp_path / name)
         assert ("workers: 2; a step takes 16 samples" in output) == (name != "one")
     for name in ("ddp", "fsdp"):
-        assert len(losses(runs[name])) == 50
+        assert len(losses(runs[name])) == 24
         assert losses(runs[name]) == pytest.approx(losses(runs["one"]), abs=1e-5)
         for metric, value in metrics(runs["one"]).items():  # ranks jump where rounding exchanges two samples
             ranked = metric.endswith(("auroc", "average_precision"))

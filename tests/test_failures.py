@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from quartet.callbacks import checkpoint
-from quartet.evaluate import evaluate
+from quartet.commands.evaluate import evaluate
+from quartet.commands.train import create_and_train
+from quartet.engine.fit import train
 from quartet.run import Run
-from quartet.train import Task, create_and_train, train
+from quartet.tasks.base import Task
 
 SMALL = "model=mlp model.hidden=[4] data.batch_size=64 trainer.accelerator=cpu trainer.max_epochs=-1 callbacks=none "
 SMALL += "logger=none trainer.val_check_interval=2 trainer.max_steps=8"
@@ -68,11 +70,11 @@ def test_a_full_disk_loses_no_earlier_checkpoint(compose, outputs, monkeypatch, 
         with pytest.raises(OSError) as error:
             create_and_train(compose(*SMALL.split()))
     run = only_run(outputs)
-    said = f"the disk of {run} is full: make room, then go on with resume={run}; its last checkpoint is whole"
+    said = f"the disk of {run} is full: make room, then go on with resume={run}; its last checkpoint is intact"
     assert str(error.value) == said
     assert {path.name for path in run.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}, "nothing half-written"
     assert content(run)["global_step"] == 2 and not content(run)["finished"]
-    train(Run.reopen(str(run.directory)))
+    train(Run.open_for_resume(str(run.directory)))
     assert run.status == "completed"
     there = content(Run(outputs.parent / "undisturbed"))["state_dict"]
     assert all(torch.equal(x, there[name]) for name, x in content(run)["state_dict"].items())
@@ -99,7 +101,7 @@ def test_a_disk_that_is_full_in_earnest(tiny_disk, script):
     words = [*SMALL.split(), "model.hidden=[200,200]", "trainer.max_steps=40", f"run.dir={tiny_disk}/run"]
     first = script("train", *words)
     run = Run(tiny_disk / "run")
-    said = "error: the disk of disk/run is full: make room, then go on with resume=disk/run; its last checkpoint is whole\n"
+    said = "error: the disk of disk/run is full: make room, then go on with resume=disk/run; its last checkpoint is intact\n"
     assert (first.returncode, first.stderr) == (1, said)
     assert content(run)["global_step"] > 0
     subprocess.run(["mount", "-o", "remount,size=8m", str(tiny_disk)], check=True)
@@ -244,7 +246,7 @@ def test_a_network_that_does_not_fit_says_so_and_leaves_no_run(compose, outputs,
         ),
         (
             "data.batch_size=1 model.normalization=layer",
-            "with data.batch_size=1; one sample at a time is too much: use a smaller model or shorter",
+            "with data.batch_size=1; one sample is too much: use a smaller model or shorter",
         ),
     ],
 )

@@ -14,12 +14,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from quartet import build, transfer
+from quartet import build
 from quartet.callbacks.checkpoint import TRAINING, WEIGHTS
-from quartet.evaluate import evaluate
-from quartet.generate import generate
+from quartet.commands.evaluate import evaluate
+from quartet.commands.generate import generate
+from quartet.commands.train import create_and_train
+from quartet.engine import weights
+from quartet.engine.fit import train
 from quartet.run import Run
-from quartet.train import create_and_train, train
 
 SMALL = (
     "model=mlp model.hidden=[4] data.batch_size=64 trainer.accelerator=cpu trainer.max_steps=2 trainer.max_epochs=-1 "
@@ -71,7 +73,7 @@ def run(trained, compose, tmp_path, small_text):
 
 
 def resume(run: Run, compose) -> None:
-    train(Run.reopen(str(run.directory)))
+    train(Run.open_for_resume(str(run.directory)))
 
 
 def score(run: Run, compose) -> None:
@@ -135,7 +137,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "empty": (lambda path, harm: path.write_bytes(b""), DAMAGED),
     "a flipped bit": (lambda path, harm: flip(path, weight_position(path)), DAMAGED),
     "a list": (lambda path, harm: torch.save([1, 2], path), "is no checkpoint of a run: it has no state_dict"),
-    "no weights": (lambda path, harm: change(path, lambda c: c.pop("state_dict")), "run: it has no state_dict; bring back"),
+    "no weights": (lambda path, harm: change(path, lambda c: c.pop("state_dict")), "run: it has no state_dict; restore"),
     "texts for weights": (lambda path, harm: change(path, lambda c: c.update(state_dict={"a": "b"})), "no tensors as state"),
 }  # fmt: skip
 
@@ -169,7 +171,7 @@ def test_another_network_is_refused_with_the_first_misfits(run, compose, opening
     shutil.copy(other.checkpoints / name, good.checkpoints / name)
     said = refusal(open_it, good, compose)
     assert f"{name} is of another network: network.layers.0.0.weight is 5×30 there and 4×30 here, " in said
-    assert said.endswith("more; bring back the run's own, or train again")
+    assert said.endswith("more; restore the run's own, or train again")
 
 
 @pytest.mark.parametrize("part", [*WEIGHTS, *TRAINING])
@@ -207,7 +209,7 @@ def test_a_bit_flipped_anywhere_is_noticed_or_changes_nothing(run):
         bit = draw.randrange(8)
         flip(path, position, bit)
         try:
-            assert same(transfer.read_checkpoint(path), whole), position
+            assert same(weights.read_checkpoint(path), whole), position
         except ValueError as error:
             assert "last.ckpt is" in str(error) and "it was not loaded" in str(error)
             refused += 1
@@ -230,7 +232,7 @@ TARGETS = ["os.system", "subprocess.Popen", "builtins.eval", "torch.load", "torc
 TARGETS += [
     "quartet.data.sources.Path",
     "quartet.callbacks.checkpoint.remove_leftovers",
-    "quartet.train.create",
+    "quartet.commands.train.create",
     "3",
     "",
 ]
@@ -337,23 +339,23 @@ def test_a_link_within_the_run_is_followed(run, compose):
 
 
 CONFIGS = [
-    ("", "no config of a run"),
-    ("- a\n- b", "no config of a run"),
-    ("some text", "no config of a run"),
-    ("run: 3", "no config of a run"),
-    ("a: [1, 2", "damaged or no plain data (while parsing a flow sequence)"),
-    ("a: 1\na: 2", "damaged or no plain data (while constructing a mapping)"),
-    ("a: !!python/object/apply:os.system ['touch HARM']", "no plain data (could not determine a constructor for the tag"),
-    ("a: !!python/name:os.system", "no plain data (could not determine a constructor for the tag"),
-    ("a: &x [*x]", "damaged or no plain data (it refers to parts of itself with & and *)"),
-    ("a: !!python/object/apply:pathlib.PosixPath [x]", "damaged or no plain data (a PosixPath is not a text or number)"),
-    ("a: {b: [!!binary eA==]}", "damaged or no plain data (a bytes is not a text or number)"),
-    ("? !!binary eA==\n: 1", "damaged or no plain data ("),
-    ("a: 2024-01-01", "no config of a run"),
-    ('"a\\nerror: b": 1', "damaged or no plain data (the key 'a\\nerror: b' is not plain text)"),
-    ("a: 1\n" + "#" * 1_000_000, "damaged or no plain data (it has more than 1,000,000 bytes)"),
+    ("", "not the config of a run"),
+    ("- a\n- b", "not the config of a run"),
+    ("some text", "not the config of a run"),
+    ("run: 3", "not the config of a run"),
+    ("a: [1, 2", "damaged or not plain data (while parsing a flow sequence)"),
+    ("a: 1\na: 2", "damaged or not plain data (while constructing a mapping)"),
+    ("a: !!python/object/apply:os.system ['touch HARM']", "not plain data (could not determine a constructor for the tag"),
+    ("a: !!python/name:os.system", "not plain data (could not determine a constructor for the tag"),
+    ("a: &x [*x]", "damaged or not plain data (it refers to parts of itself with & and *)"),
+    ("a: !!python/object/apply:pathlib.PosixPath [x]", "damaged or not plain data (a PosixPath is not a text or number)"),
+    ("a: {b: [!!binary eA==]}", "damaged or not plain data (a bytes is not a text or number)"),
+    ("? !!binary eA==\n: 1", "damaged or not plain data ("),
+    ("a: 2024-01-01", "not the config of a run"),
+    ('"a\\nerror: b": 1', "damaged or not plain data (the key 'a\\nerror: b' is not plain text)"),
+    ("a: 1\n" + "#" * 1_000_000, "damaged or not plain data (it has more than 1,000,000 bytes)"),
     ("run: {name: x}\nseed: 0", "is not the config of a run (Missing key"),
-    ("run: {name: x}\na: \x00", "damaged or no plain data ("),
+    ("run: {name: x}\na: \x00", "damaged or not plain data ("),
 ]  # fmt: skip
 
 
@@ -363,7 +365,7 @@ def test_a_config_that_is_none(run, compose, harm, content, message):
     (good.directory / "config.yaml").write_text(content.replace("HARM", str(harm)))
     for open_it in (score, resume):
         said = refusal(open_it, good, compose)
-        assert f"{good.directory / 'config.yaml'} is " in said and message in said and "bring back the file" in said
+        assert f"{good.directory / 'config.yaml'} is " in said and message in said and "restore the file" in said
 
 
 @pytest.mark.parametrize("value", ["${oc.env:SECRET}", "a ${run.name}", "${outputs:}", "${oc.create:{a:1}}"])
@@ -423,7 +425,7 @@ def test_a_result_that_is_none(run, compose, content, outputs):
     outputs.mkdir()
     shutil.copytree(good.directory, outputs / "damaged")
     with pytest.raises(FileNotFoundError, match="was interrupted or killed; name one"):
-        Run.reopen("latest")
+        Run.open_for_resume("latest")
 
 
 @pytest.mark.parametrize(

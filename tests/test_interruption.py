@@ -12,9 +12,10 @@ import pytest
 from pytorch_lightning import Callback
 
 from quartet import build
-from quartet.interruption import Interrupted, request, stoppable, stopping
+from quartet.commands.train import create_and_train
+from quartet.engine.fit import train
 from quartet.run import Run
-from quartet.train import create_and_train, train
+from quartet.system.signals import Interrupted, request, stoppable, stopping
 
 SMALL = (
     "model=mlp model.hidden=[8] trainer.max_epochs=4 trainer.accelerator=cpu callbacks.checkpoint.every_minutes=null "

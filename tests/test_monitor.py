@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from quartet import build
+from quartet.commands.train import create_and_train
 from quartet.config import settle_monitor
 from quartet.sweeps.plan import Plan
-from quartet.train import create_and_train
 
 TINY = ["model=mlp", "model.hidden=[8]", "trainer.max_epochs=2", "trainer.accelerator=cpu", "callbacks.figures=null"]
 

@@ -160,7 +160,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one(shape):
 
 def test_the_dtype_of_the_iteration_is_found_by_timing(monkeypatch):
     """A processor whose bfloat16 products take 20 times as long uses float32; one that is quicker uses bfloat16."""
-    from quartet import hardware
+    from quartet.system import hardware
 
     for seconds, fast in ((20e-3, False), (0.5e-3, True)):
         hardware.is_fast.cache_clear()
@@ -174,7 +174,7 @@ def test_freed_memory_is_reused():
     """Tensors that glibc would map anew each time soon cost no page faults."""
     code = """
 import resource, torch
-from quartet.hardware import keep_freed_memory
+from quartet.system.hardware import keep_freed_memory
 keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

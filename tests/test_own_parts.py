@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from quartet import build, launch, trust
+from quartet import build, trust
 from quartet.cli import resumed_arguments
-from quartet.evaluate import evaluate
-from quartet.generate import generate
+from quartet.commands.evaluate import evaluate
+from quartet.commands.generate import generate
+from quartet.commands.train import create, create_and_train
+from quartet.engine import elastic
+from quartet.engine.fit import train
 from quartet.run import Run
-from quartet.train import create, create_and_train, train
 
 MYLIB = """
 from pathlib import Path
@@ -185,7 +187,7 @@ def interrupted(compose, importable):
 
 
 def resume(where: str, compose: Any) -> None:
-    train(Run.reopen(where))
+    train(Run.open_for_resume(where))
 
 
 def score(where: str, compose: Any) -> None:
@@ -327,10 +329,10 @@ def test_a_run_directory_is_no_place_for_packages(mylib, tmp_path, monkeypatch):
 
 def test_workers_learn_it_from_the_environment(compose, importable, monkeypatch):
     seen: list[str | None] = []
-    monkeypatch.setattr(launch, "run_workers", lambda *_, **__: seen.append(os.environ.get("QUARTET_TRUST")))
+    monkeypatch.setattr(elastic, "run_workers", lambda *_, **__: seen.append(os.environ.get("QUARTET_TRUST")))
     run, data = create(compose(*mixer(importable), *BRIEF.split(), "trainer=ddp", "trainer.devices=2"))
-    launch.execute(run, data)
-    launch.execute(Run(run.directory), None)
+    elastic.execute(run, data)
+    elastic.execute(Run(run.directory), None)
     assert seen == [importable, None], "it is the user's command that counts, not the directory"
 
 

@@ -18,8 +18,9 @@ from pytorch_lightning import Callback
 
 from quartet import build
 from quartet.callbacks import checkpoint
+from quartet.commands.train import create_and_train
+from quartet.engine.fit import train
 from quartet.run import Run
-from quartet.train import create_and_train, train
 
 PROJECT = Path(__file__).parents[1]
 SETTINGS = {
@@ -79,12 +80,12 @@ def started(compose, small_text, monkeypatch):
             return create_and_train(config)[0]
         with monkeypatch.context() as patch:
             patch.setattr(build, "build_callbacks", lambda *a: [*made(*a), Killer(*kill)])
-            patch.setattr(Run, "ended_badly", lambda *_, **__: None)
+            patch.setattr(Run, "mark_failed", lambda *_, **__: None)
             if kill[0] == "while saving":
                 patch.setattr(checkpoint.os, "replace", Strike(kill[1]))
             with pytest.raises(Killed):
                 create_and_train(config)
-        return Run.reopen("latest")
+        return Run.open_for_resume("latest")
 
     return start
 
@@ -213,7 +214,7 @@ def test_an_interrupted_command_says_how_to_go_on_and_going_on_gives_the_same(sc
     )
     assert "Traceback" not in errors
     resumed = script("train", f"resume={run.directory}")
-    assert resumed.returncode == 0 and "going on from its last checkpoint" in resumed.stdout, resumed.stderr
+    assert resumed.returncode == 0 and "resuming from its last checkpoint" in resumed.stdout, resumed.stderr
     states = [torch.load(d / "checkpoints" / "best.ckpt", weights_only=True) for d in (run.directory, undisturbed)]
     assert_equal(states[0], states[1], "best.ckpt")
     again = script("train", f"resume={run.directory}")
@@ -269,7 +270,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(started):
 def test_latest_to_go_on_with_is_the_newest_that_is_not_completed(started):
     killed = started("mlp", kill=("before a step", 5))
     started("mlp")
-    assert Run.reopen("latest").directory == killed.directory
+    assert Run.open_for_resume("latest").directory == killed.directory
 
 
 def test_a_run_that_was_killed_before_it_had_read_its_data_starts_anew(started):

@@ -9,6 +9,7 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
+from quartet.environment import environment
 from quartet.run import Run, signature
 from quartet.run import outputs as outputs_of
 
@@ -19,7 +20,7 @@ def config(**run):
 
 
 def test_a_hundred_runs_started_in_one_second_get_a_hundred_directories(monkeypatch):
-    monkeypatch.setattr("quartet.run._git_state", lambda: None)
+    monkeypatch.setattr("quartet.run.environment", lambda: {"git": None})
     monkeypatch.setattr(time, "strftime", lambda _: "2026-01-01_00-00-00")
     made = []
     threads = [threading.Thread(target=lambda: made.append(Run.create(config()).directory)) for _ in range(100)]
@@ -49,8 +50,9 @@ def test_run_dir_names_the_directory_and_a_full_one_is_refused(tmp_path):
 @pytest.mark.parametrize("changes", [b"", b"diff --git a/x b/x\n"])
 def test_what_is_written_is_read(monkeypatch, changes):
     """What the code has beyond its commit is kept beside the name of that."""
-    monkeypatch.setattr("quartet.run._git_state", lambda: {"commit": "0", "dirty": bool(changes)})
-    monkeypatch.setattr("quartet.run._uncommitted", lambda: changes)
+    facts = {**environment(), "git": {"commit": "0", "dirty": bool(changes)}}
+    monkeypatch.setattr("quartet.run.environment", lambda: facts)
+    monkeypatch.setattr("quartet.run.uncommitted_changes", lambda: changes)
     run = Run.create(config())
     run.write("result.json", {"text": "ü中", "number": 0.1})
     assert run.read("result.json") == {"text": "ü中", "number": 0.1}
@@ -116,15 +118,15 @@ def test_latest_says_which_and_takes_no_run_that_was_given_up_is_debugged_or_tra
         assert Run.open("latest").directory == good.directory
         assert capsys.readouterr().err == f"latest: {good}\n"
         with pytest.raises(FileNotFoundError, match="was interrupted or killed; name one that failed or was pruned"):
-            Run.reopen("latest")
+            Run.open_for_resume("latest")
     finally:
         process.terminate()
         process.join()
     assert Run.open("latest").directory == busy.directory, "killed"
-    assert Run.reopen("latest").directory == busy.directory
+    assert Run.open_for_resume("latest").directory == busy.directory
     stopped = finished("f/g", "interrupted")
     finished("h", "failed")
-    assert Run.reopen("latest").directory == stopped.directory
+    assert Run.open_for_resume("latest").directory == stopped.directory
     assert Run.open("latest", kind=("letter f", lambda c: c.run.name == "f/g")).directory == stopped.directory
     with pytest.raises(FileNotFoundError, match="no trained letter z below"):
         Run.open("latest", kind=("letter z", lambda c: False))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from quartet import build
+from quartet.commands.train import create_and_train
+from quartet.engine.fit import prepare
 from quartet.run import Run
-from quartet.train import create_and_train, prepare
 
 TINY = ["model=mlp", "model.hidden=[8]", "model.dropout=0", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1"]
 TINY += ["callbacks.figures=null", "callbacks.data_report=null", "test=false"]
@@ -132,8 +133,8 @@ def test_what_quartet_sets_itself_says_so(compose, key, outputs):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([*TINY, "model.normalization=batch"], "take model.normalization=layer, or data.batch_size=2 or more"),
-        (["model=image", "data=digits"], "one value of each channel; take data.batch_size=2 or more"),
+        ([*TINY, "model.normalization=batch"], "use model.normalization=layer, or data.batch_size=2 or more"),
+        (["model=image", "data=digits"], "one value of each channel; use data.batch_size=2 or more"),
     ],
 )
 def test_batch_normalisation_needs_more_than_one_sample(compose, words, message, outputs):

@@ -10,13 +10,13 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 
+from quartet.commands.train import create_and_train
 from quartet.data.spec import Spec
 from quartet.models.rnn import RNN
 from quartet.tasks.base import members
 from quartet.tasks.classification import Classification
 from quartet.tasks.language_modeling import LanguageModeling
 from quartet.tasks.regression import Regression
-from quartet.train import create_and_train
 
 PLAIN = {"l1": 0.0, "l2": 0.0}
 

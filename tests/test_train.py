@@ -19,12 +19,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from quartet import build, train
+from quartet import build
+from quartet.commands.evaluate import evaluate
+from quartet.commands.generate import characters, generate, heal, load
+from quartet.commands.train import create_and_train
 from quartet.data import tokenizers
-from quartet.evaluate import evaluate
-from quartet.generate import characters, generate, heal, load
+from quartet.engine import fit
 from quartet.run import Run
-from quartet.train import create_and_train
 
 FAMILIES = {
     "transformer": [
@@ -127,7 +128,7 @@ def test_the_result_is_that_of_the_best_checkpoint(short_run):
 
 
 def test_failure_is_recorded_and_not_called_complete(short_run, outputs, monkeypatch):
-    monkeypatch.setattr(train.Task, "penalty", lambda self: 1 / 0)
+    monkeypatch.setattr(fit.Task, "penalty", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         short_run("mlp")
     (directory,) = (path.parent for path in outputs.rglob("config.yaml"))
@@ -236,7 +237,7 @@ class Mumbler(torch.nn.Module):
 def test_what_is_no_text_is_never_written(monkeypatch, prompt, temperature):
     """The prompt "aß" ends in an <unk>, which is not read again: nothing else begins with it."""
     tokenizer = tokenizers.fit("char", ["ab ab"], 10)
-    monkeypatch.setattr("quartet.generate.load", lambda run: (Mumbler(tokenizer), tokenizer))
+    monkeypatch.setattr("quartet.commands.generate.load", lambda run: (Mumbler(tokenizer), tokenizer))
     settings = {"max_tokens": 50, "temperature": temperature, "top_k": 3, "top_p": 0.9, "seed": 0}
     pieces = generate(Run(Path("none")), prompt=prompt, **settings)
     assert set("".join(pieces)) <= set("ab ")

@@ -17,14 +17,16 @@ from pytorch_lightning import Callback
 from torch import nn
 from torchvision import models
 
-from quartet import build, transfer
+from quartet import build
 from quartet.callbacks.transfer import Freeze, backbone_modules, backbone_parameters
+from quartet.commands.evaluate import evaluate
+from quartet.commands.train import create, create_and_train
 from quartet.data.images import Pictures
-from quartet.evaluate import evaluate
+from quartet.engine import weights
+from quartet.engine.fit import prepare, train
+from quartet.engine.weights import read_checkpoint
 from quartet.models.image import TorchvisionClassifier
 from quartet.run import Run
-from quartet.train import create, create_and_train, prepare, train
-from quartet.transfer import read_checkpoint
 
 QUIET = ["callbacks=none", "logger=none", "trainer.accelerator=cpu", "trainer.max_steps=-1", "trainer.max_epochs=1"]
 TINY = {
@@ -79,7 +81,7 @@ def weights_of(run: Run, name: str = "best.ckpt") -> dict[str, torch.Tensor]:
 
 def started(config: DictConfig) -> tuple[Any, Any]:
     """Data module and network at step 0."""
-    transfer.make_absolute(config)
+    weights.make_absolute(config)
     data, task, *_ = prepare(Run.create(config))
     return data, task.network
 
@@ -144,7 +146,7 @@ def test_the_run_names_its_source_wherever_it_is_opened(configure, tmp_path, mon
     source = untrained_run(configure("image_small"))
     monkeypatch.chdir(source.directory.parent)
     config = configure("image_small", f"finetune.init_from={source.directory.name}")
-    transfer.make_absolute(config)
+    weights.make_absolute(config)
     assert Run.create(config).config.finetune.init_from == str(source.directory)
 
 
@@ -198,7 +200,7 @@ def test_a_run_that_is_not_there(configure, tmp_path):
 
 
 def test_latest_is_refused_in_a_sweep(configure, monkeypatch):
-    monkeypatch.setattr(transfer, "in_sweep", lambda: True)
+    monkeypatch.setattr(weights, "in_sweep", lambda: True)
     with pytest.raises(ValueError, match=r"finetune.init_from=latest would be another run in each job of a sweep"):
         create_and_train(configure("rnn", "finetune.init_from=latest"))
 
@@ -400,7 +402,7 @@ def publish(monkeypatch) -> Callable[..., dict[str, torch.Tensor]]:
 def pretrained(name: str, channels: int = 3, **changes: Any) -> TorchvisionClassifier:
     settings = {"name": name, "weights": "DEFAULT", "small_stem": "auto", "dropout": 0.0, "channels_last": True}
     network = TorchvisionClassifier(in_channels=channels, image_size=32, n_classes=4, **{**settings, **changes})
-    transfer._load_torchvision(network, name, "DEFAULT")
+    weights._load_torchvision(network, name, "DEFAULT")
     return network
 
 

@@ -51,7 +51,7 @@ def aliases(levels: int) -> str:
 def test_a_config_that_would_grow_is_refused_at_once(here, content):
     (here.directory / "config.yaml").write_text(content)
     start = time.monotonic()
-    with pytest.raises(ValueError, match=r"config\.yaml is damaged or no plain data \(it refers to parts of itself"):
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged or not plain data \(it refers to parts of itself"):
         _ = here.config
     assert time.monotonic() - start < 2
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from quartet.workers import (
+from quartet.engine.elastic import (
     Failure,
     WorkerFailed,
-    describe,
     environment_rank,
-    revive,
+    exception_from_dict,
+    exception_to_dict,
     run_workers,
     share_directory,
 )
@@ -35,7 +35,7 @@ rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RUN_ID"].s
 def kill(): os.kill(os.getpid(), signal.SIGKILL)
 def train(run):
     {body}
-sys.modules["quartet.train"] = types.SimpleNamespace(train=train)
+sys.modules["quartet.engine.fit"] = types.SimpleNamespace(train=train)
 from quartet import worker
 sys.argv = ["worker", {directory!r}]
 worker.main()
@@ -45,8 +45,8 @@ worker.main()
 PARENT = """
 import signal, sys
 from pathlib import Path
-from quartet.interruption import Interrupted
-from quartet.workers import run_workers
+from quartet.system.signals import Interrupted
+from quartet.engine.elastic import run_workers
 for script in sys.argv[3:]:
     try:
         run_workers(Path(script).parent, int(sys.argv[1]), max_restarts=2, command=[sys.executable, script],
@@ -164,7 +164,7 @@ def test_an_error_that_was_not_handed_over(tmp_path):
 def test_signals_to_the_parent_reach_the_workers_once(stub, python):
     """They have time to save after SIGINT and SIGTERM, and they do not outlive a parent that is killed."""
     script = stub(
-        "from quartet.interruption import Interrupted, stoppable",
+        "from quartet.system.signals import Interrupted, stoppable",
         "with stoppable() as request:",
         "    request.deferred, seen = True, []",
         "    request.receive, receive = (lambda *a: (seen.append(a[0]), receive(*a))), request.receive",
@@ -275,13 +275,13 @@ def test_several_nodes_need_a_place_to_meet(tmp_path):
 
 
 def test_nodes_that_do_not_meet(tmp_path, monkeypatch):
-    monkeypatch.setattr("quartet.workers.FIRST_MEETING", 1)
+    monkeypatch.setattr("quartet.engine.elastic.RENDEZVOUS_TIMEOUT_S", 1)
     with pytest.raises(ConnectionError, match=r"2 nodes did not meet at 127.0.0.1:\d+ within 1 s"):
         run(tmp_path / "worker.py", n_nodes=2, rendezvous="127.0.0.1:1")
 
 
 def failed(rank: int, exit_code: int, error: Exception | None = None) -> Failure:
-    return Failure(rank, exit_code, describe(error) if error else {})
+    return Failure(rank, exit_code, exception_to_dict(error) if error else {})
 
 
 LOST = RuntimeError("[/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:29861: Connection reset by peer")
@@ -301,23 +301,23 @@ LOST = RuntimeError("[/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:29
     ],
 )
 def test_who_is_to_blame(failures, kind, rank):
-    first = min(failures, key=lambda failure: failure.blame)
+    first = min(failures, key=lambda failure: failure.root_cause_key)
     assert (first.kind, first.rank) == (kind, rank)
 
 
 def test_an_error_keeps_its_kind_and_its_traceback():
     with pytest.raises(UnicodeDecodeError) as raised:
         b"\xff".decode()
-    error = revive(describe(raised.value))
+    error = exception_from_dict(exception_to_dict(raised.value))
     assert type(error) is ValueError and "can't decode byte" in str(error) and "Traceback" in error.__notes__[0]
-    assert isinstance(revive(describe(KeyError("x"))), WorkerFailed)
+    assert isinstance(exception_from_dict(exception_to_dict(KeyError("x"))), WorkerFailed)
 
 
 # three jobs, the second fails; then a process group as Lightning makes it
 SHARE = """
 import sys
 from pathlib import Path
-from quartet.workers import environment_rank, share_directory
+from quartet.engine.elastic import environment_rank, share_directory
 (rank, world_size), made = environment_rank(), []
 def make():
     assert rank == 0

@@ -116,7 +116,7 @@ def accepts(hint: Any, value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (None, type(None)):
         return value is None
-    return isinstance(value, hint) if hint in (bool, str) else True
+    return isinstance(value, hint) if hint in (bool, str, dict) else True
 
 
 def words(hint: Any) -> str:

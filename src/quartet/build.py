@@ -28,10 +28,9 @@ from quartet.cli import in_sweep
 from quartet.config import arguments_of, is_users, plain, settle_monitor
 from quartet.data.base import DataModule, user_path
 from quartet.data.spec import Spec
-from quartet.failures import is_out_of_memory
-from quartet.hardware import is_fast
 from quartet.run import Run
 from quartet.say import printable, say
+from quartet.system.hardware import is_fast, is_out_of_memory
 from quartet.tasks.base import Task
 
 KINDS: dict[str, tuple[type, ...]] = {  # what the nodes of each group make
@@ -101,9 +100,7 @@ def opened(run: Run, data_path: str | None = None) -> DictConfig:
         raise ValueError("\n".join(f"{where}: {line}" for line in str(error).splitlines())) from error
     except Exception as error:  # parts are missing, or have another shape
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{where} is not the config of a run ({reason}); bring back the file, or train again"
-        ) from error
+        raise ValueError(f"{where} is not the config of a run ({reason}); restore the file, or train again") from error
     return config
 
 

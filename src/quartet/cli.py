@@ -24,30 +24,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from quartet import trust, typed
+from quartet import groups, trust, typed
 from quartet.config import MOVED
-from quartet.interruption import Interrupted
+from quartet.groups import CONF
 from quartet.run import outputs, sweep_command
 from quartet.say import printable
+from quartet.system.signals import Interrupted
 
-CONF = typed.PROJECT / "conf"
 FULL_ERROR = "HYDRA_FULL_ERROR"
+# options of Hydra that take a value
 FLAGS = ("config-dir", "cd", "config-path", "cp", "config-name", "cn", "package", "p", "info", "cfg", "c", "sc", "run")
 FLAGS += ("shell-completion", "experimental-rerun", "hydra-help", "version")
-TEXTS = (
-    "run",
-    "run.name",
-    "run.dir",
-    "run.root",
-    "resume",
-    "sweep_directory",
-    "runs",
-    "output",
-    "prompt",
-    "split",
-    "data.path",
-    "finetune.init_from",
-)
+# keys whose value is text, whatever it looks like
+TEXTS = ("run", "run.name", "run.dir", "run.root", "resume", "sweep_directory", "runs", "output", "prompt", "split")
+TEXTS += ("data.path", "finetune.init_from")
 TORCHVISION = re.compile(
     r"(alexnet|convnext|densenet|efficientnet|inception|maxvit|mnasnet|mobilenet|regnet|resn|shufflenet|"
     r"squeezenet|swin|vgg|vit_|wide_resnet)"
@@ -73,10 +63,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             def job(config: DictConfig) -> Any:
                 """A failure of a run is told here, that of a sweep's job by the sweep."""
                 try:
-                    _take_texts(config)
+                    _keep_texts(config)
                     return work(config)
                 except BrokenPipeError:
-                    _reader_has_left()
+                    _end_without_reader()
                 except Exception as error:
                     if full:
                         traceback.print_exc()
@@ -86,21 +76,22 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     print(_message(error, config_name), file=sys.stderr, flush=True)
 
             try:
-                sys.argv[1:] = [_readable(word, sweeps=config_name == "train") for word in sys.argv[1:]]
-                if any(word.startswith("resume=") for word in sys.argv[1:]):  # the default's data may have no such key
-                    sys.argv[1:] = [re.sub("^data.path=", "++data.path=", word) for word in sys.argv[1:]]
-                _refuse_foreign(config_name, sys.argv[1:])
-                trust.inherit(trust.packages_in_words(sys.argv[1:]))  # what the user types is the user's own
-                sys.argv[1:] = resumed_arguments(sys.argv[1:])
-                if {"-h", "--help"} & set(sys.argv[1:]):
-                    return print(help_text(config_name, work.__globals__.get("__doc__") or "", sys.argv[1:]))
+                words = [_quoted(word, sweeps=config_name == "train") for word in sys.argv[1:]]
+                if any(word.startswith("resume=") for word in words):  # the default's data may have no such key
+                    words = [re.sub("^data.path=", "++data.path=", word) for word in words]
+                sys.argv[1:] = words
+                _refuse_foreign(config_name, words)
+                trust.inherit(trust.packages_in_words(words))  # what the user types is the user's own
+                sys.argv[1:] = words = resumed_arguments(words)
+                if {"-h", "--help"} & set(words):
+                    return print(help_text(config_name, work.__globals__.get("__doc__") or "", words))
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
             except KeyboardInterrupt:
                 sys.exit(130)
             except Interrupted as interruption:
                 sys.exit(interruption.exit_code)
             except BrokenPipeError:
-                _reader_has_left()
+                _end_without_reader()
             except Exception as error:  # of composing, not of the job
                 if full:
                     raise
@@ -114,18 +105,45 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     return decorate
 
 
-def _reader_has_left() -> NoReturn:
-    """End without a word where standard output is a pipe that nobody reads any more, as `| head` leaves it."""
+def _end_without_reader() -> NoReturn:
+    """End without a word if standard output is a pipe that nobody reads any more, as `| head` leaves it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + 13)  # as SIGPIPE ends a program
+
+
+def in_sweep() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries say to developers; errors and our own messages stay."""
+    warnings.filterwarnings(
+        "ignore", module=r"(pytorch_lightning|lightning_fabric|torch|torchmetrics|lightning_utilities|hydra|PIL)(\..*)?"
+    )
+    for package in ("pytorch_lightning", "lightning_fabric"):  # their own level is set when they are imported
+        for name in ("rank_zero", "seed", "distributed"):
+            logging.getLogger(f"{package}.utilities.{name}").setLevel(logging.ERROR)
+
+    def report(failure: threading.ExceptHookArgs) -> None:
+        # TensorBoard's writer keeps its error, mostly a full disk, and raises it at the next value that is logged
+        if type(failure.thread).__name__ != "_AsyncWriterThread":
+            threading.__excepthook__(failure)
+
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = report
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler library
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+# words of a command line
 
 
 def help_text(config_name: str, purpose: str, arguments: list[str]) -> str:
     """What can be chosen and what can be set, with the choices made so far; Hydra's own help takes twice as long."""
     config = _compose(config_name, [word for word in arguments if not word.startswith("-")])
-    groups = [path.name for path in sorted(CONF.iterdir()) if path.is_dir() and path.name in config]
-    groups += ["experiment"] if "model" in config else []
-    options = [f"  {group:<12}{', '.join(_options(group))}" for group in groups]
+    names = [path.name for path in sorted(CONF.iterdir()) if path.is_dir() and path.name in config]
+    names += ["experiment"] if "model" in config else []
+    options = [f"  {name:<12}{', '.join(groups.options(name))}" for name in names]
     choices = ["choose (group=option)", *options, ""] if options else []
     flags = "-m: every combination of values with commas   --cfg job: the config alone   --resolve: references followed"
     told = ["", *choices, flags] if options else [flags]
@@ -139,7 +157,10 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def resumed_arguments(words: list[str]) -> list[str]:
-    """`sweep.resume=…` stands for the command that began the sweep, in its directory."""
+    """`sweep.resume=…` stands for the command that began the sweep, in its directory.
+
+    Raises ValueError if that command, which may be a stranger's, would run programs, fetch files or use packages.
+    """
     where = [word.partition("=")[2] for word in words if word.startswith("sweep.resume=")]
     if not where or where[-1] == "null":
         return words
@@ -147,7 +168,7 @@ def resumed_arguments(words: list[str]) -> list[str]:
         raise ValueError(f"sweep.resume={where[-1]} goes on with a sweep; say -m too")
     directory, command = sweep_command(where[-1])
     for word in command:
-        if not _repeatable(word) and word not in words:
+        if not _is_harmless(word) and word not in words:
             raise ValueError(
                 f"{directory / 'sweep.json'} would set {word}, which could run programs or fetch files; "
                 "say it too if you mean it"
@@ -164,22 +185,23 @@ def resumed_arguments(words: list[str]) -> list[str]:
     return [*flags, *command, *others, place]
 
 
-def _repeatable(word: str) -> bool:
-    """Whether a word of a sweep's file is believed. The file may be a stranger's, and Hydra's own settings run code, as
-    does a config that is read from elsewhere: of a config group only the options in conf/ count.
+def _is_harmless(word: str) -> bool:
+    """Whether a word of a sweep's file is believed: Hydra's own settings run code, as does a config from elsewhere.
+
+    Of a config group only the options in conf/ count.
     """
     if re.match(r"hydra/launcher=\w+$|hydra\.launcher\.(?!_|init|slurm_(setup|additional))\w+=[\w.:-]*$", word):
         return True
-    ours = re.match(r"[+~]*((?!hydra)[A-Za-z_][\w./-]*)(?:=|$)", word)
-    if ours is None or ".." in ours[1] or ours[1].endswith("download"):
+    setting = re.match(r"[+~]*((?!hydra)[A-Za-z_][\w./-]*)(?:=|$)", word)
+    if setting is None or ".." in setting[1] or setting[1].endswith("download"):
         return False
-    return not is_group(ours[1]) or not strange_options(ours[1], word[ours.end() :])
+    return not groups.is_group(setting[1]) or not groups.unknown_options(setting[1], word[setting.end() :])
 
 
-def _readable(word: str, *, sweeps: bool) -> str:
-    """An argument with quotes around its value where Hydra cannot read it without: a path with letters beyond ASCII.
+def _quoted(word: str, *, sweeps: bool) -> str:
+    """An argument with quotes around its value if Hydra cannot read it without: a path with letters beyond ASCII.
 
-    Where there are no `sweeps`, a text with commas or brackets is that text.
+    Unless it `sweeps`, a text with commas or brackets is that text.
     """
     found = re.fullmatch(r"([\w./+~@]+)=([^'\"\[{].*)", word, re.DOTALL)
     if found is None or (sweeps and re.search(r"[\[\]{}()'\"]", found[2])):
@@ -203,59 +225,18 @@ def _refuse_foreign(config_name: str, words: list[str]) -> None:
                 f"{word}: run= is for scripts/evaluate.py and scripts/generate.py; to go on with a run: resume=…"
             )
         if re.fullmatch(r"--?[a-z][\w.]*", key) and value and key.lstrip("-") not in FLAGS:
-            name = key.lstrip("-")
-            raise ValueError(
-                f"{word}: settings have no dashes{_nearest(name, sorted(_known_keys(config_name, [])), value)}"
-            )
+            near = _suggestion(key.lstrip("-"), sorted(_known_keys(config_name, [])), value)
+            raise ValueError(f"{word}: settings have no dashes{near}")
 
 
-def _take_texts(config: DictConfig) -> None:
-    """Names and paths stay what was typed where Hydra reads a number or truth value: run.name=2024."""
+def _keep_texts(config: DictConfig) -> None:
+    """Names and paths stay what was typed if Hydra reads a number or truth value: run.name=2024."""
     for key in TEXTS:
         value = OmegaConf.select(config, key, default=None)
         if isinstance(value, bool | int | float):
             words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
             said = [word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{key}=")]
             OmegaConf.update(config, key, said[-1] if said else str(value))
-
-
-def is_group(key: str) -> bool:
-    return "/" in key or (CONF / key).is_dir()
-
-
-def strange_options(group: str, value: str) -> list[str]:
-    """What a value such as a, [a,b], choice(a,b) or a,b names that is no option of the group."""
-    known = {*_options(group), "null"}
-    return [word for word in _options_in(value) if word not in known]
-
-
-def _options_in(value: str) -> list[str]:
-    words = re.split(r"[\s,()\[\]]+", value)
-    return [word for word in words if word not in ("", "choice", "shuffle", "sort")]
-
-
-def in_sweep() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-
-
-def quiet_libraries() -> None:
-    """Silence what libraries say to developers; errors and our own messages stay."""
-    warnings.filterwarnings(
-        "ignore", module=r"(pytorch_lightning|lightning_fabric|torch|torchmetrics|lightning_utilities|hydra|PIL)(\..*)?"
-    )
-    for package in ("pytorch_lightning", "lightning_fabric"):  # their own level is set when they are imported
-        for name in ("rank_zero", "seed", "distributed"):
-            logging.getLogger(f"{package}.utilities.{name}").setLevel(logging.ERROR)
-    if threading.excepthook is threading.__excepthook__:
-        threading.excepthook = _told_elsewhere
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler library
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
-
-def _told_elsewhere(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard's writer keeps its error, a full disk mostly, and raises it at the next value that is logged."""
-    if type(failure.thread).__name__ != "_AsyncWriterThread":
-        threading.__excepthook__(failure)
 
 
 # messages
@@ -272,57 +253,57 @@ def described(error: Exception) -> str:
     """What went wrong, for a person: a line for each mistake."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not understood; brackets and quotes come in pairs, 'key=\"some text\"' quotes a text"
-    if isinstance(error, HydraException | OmegaConfBaseException | OSError):
-        return _one_line(str(error))
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         return str(error)
-    return f"{type(error).__name__}: {_one_line(str(error))} ({FULL_ERROR}=1 shows the traceback)"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    text = " ".join(str(error).split())
+    if isinstance(error, HydraException | OmegaConfBaseException | OSError):
+        return text
+    return f"{type(error).__name__}: {text} ({FULL_ERROR}=1 shows the traceback)"
 
 
 def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
     """What is wrong with `key=value` arguments that Hydra refused: unknown options and misspelt keys, all of them."""
+    # 1. words that are not settings
     for word in arguments:
         if not re.match(r"[-~]|[^=]+=", word):
             yield f"{word}: a setting is written key=value, such as optimizer.lr=0.01"
+
+    # 2. options that a group does not have
     pairs = [word.lstrip("+~").partition("=")[::2] for word in arguments if re.match("[^-=][^=]*=", word)]
-    choices = {key: _options_in(value) for key, value in pairs if (CONF / key).is_dir() and "/" not in key}
+    choices = {key: groups.named_options(value) for key, value in pairs if (CONF / key).is_dir() and "/" not in key}
     sound = []
-    for group, options in choices.items():
-        known = _options(group)
-        unknown = [option for option in options if option not in known]
+    for group, chosen in choices.items():
+        known = groups.options(group)
+        unknown = [option for option in chosen if option not in known]
         for option in unknown:
-            yield f"{group}={option}: unknown {group}{_near_option(group, option, known)}; choose from {', '.join(known)}"
-        if options and not unknown and options[0] != "null":
-            sound.append(f"{group}={options[0]}")
+            near = _suggestion(option, known)
+            if group == "model" and TORCHVISION.match(option):
+                near = f"; a network of torchvision's: model=image model.name={option}"
+            yield f"{group}={option}: unknown {group}{near}; choose from {', '.join(known)}"
+        if chosen and not unknown and chosen[0] != "null":
+            sound.append(f"{group}={chosen[0]}")
     for key, value in pairs:
-        if key == "hydra/launcher" and value not in (known := _launchers()):
-            plugin = "the Hydra plugin that brings it is not installed, or the name is another one"
-            yield f"{key}={value}: unknown launcher; {plugin}; here are {', '.join(known)}"
+        if key == "hydra/launcher":
+            by_plugins = [name.removesuffix(".yaml") for name in ConfigStore.instance().list(key)]
+            launchers = sorted({*groups.options(key), *by_plugins})
+            if value not in launchers:
+                plugin = "the Hydra plugin that brings it is not installed, or the name is another one"
+                yield f"{key}={value}: unknown launcher; {plugin}; here are {', '.join(launchers)}"
+
+    # 3. keys that the composed config does not have
     keys = _known_keys(config_name, sound)
     for key, _ in pairs:
         if key not in choices and key not in keys and not key.startswith("hydra"):
             moved = f" any more; it is {MOVED[key]} now" if key in MOVED else ""
-            yield f"{key}: no such key{moved or _elsewhere(key) or _nearest(key, sorted(keys))}"
+            yield f"{key}: no such key{moved or _where_it_exists(key) or _suggestion(key, sorted(keys))}"
+
+    # 4. several values without a sweep
     multiple = [f"{key}={value}" for key, value in pairs if "," in value and value[0] not in "[({'\""]
     if multiple and not {"-m", "--multirun"} & set(arguments):
         yield f"{multiple[0]}: several values need -m (a sweep), or brackets for a list: '{multiple[0].split('=')[0]}=[…]'"
 
 
-def _launchers() -> list[str]:
-    """Ours, and those that installed plugins register."""
-    registered = ConfigStore.instance().list("hydra/launcher")
-    return sorted({*_options("hydra/launcher"), *(name.removesuffix(".yaml") for name in registered)})
-
-
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
-
-
-def _nearest(word: str, known: list[str], value: str | None = None) -> str:
+def _suggestion(word: str, known: list[str], value: str | None = None) -> str:
     """The known key with the same last part, else the most similar one."""
     known = [key for key in known if not key.startswith("length.")]  # trainer.max_epochs and the like follow it
     same = sorted((key for key in known if key.rpartition(".")[2] == word and "." in key), key=len)
@@ -330,17 +311,11 @@ def _nearest(word: str, known: list[str], value: str | None = None) -> str:
     return f", did you mean {near[0]}{'' if value is None else f'={value}'}?" if near else ""
 
 
-def _near_option(group: str, option: str, known: list[str]) -> str:
-    if group == "model" and TORCHVISION.match(option):
-        return f"; a network of torchvision's: model=image model.name={option}"
-    return _nearest(option, known)
-
-
-def _elsewhere(key: str) -> str:
+def _where_it_exists(key: str) -> str:
     """The options of a key's group that have it, or the group that has an option of its name."""
     group, _, rest = key.partition(".")
     if rest and (CONF / group).is_dir():
-        contents = {name: _content(group, name) for name in _options(group)}
+        contents = {name: groups.content(group, name) for name in groups.options(group)}
         there = [name for name, content in contents.items() if rest.partition(".")[0] in content.get(group, content)]
         return f" with this {group}; {', '.join(there)} {'have' if len(there) > 1 else 'has'} it" if there else ""
     having = [path.parent.name for path in CONF.glob(f"*/{key}.yaml")] if re.fullmatch(r"\w+", key) else []
@@ -353,28 +328,13 @@ def _known_keys(config_name: str, choices: list[str]) -> set[str]:
         config = _compose(config_name, choices)
     except HydraException:
         config = _compose(config_name, [])
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
-    return groups | set(_flatten(OmegaConf.to_container(config, resolve=False)))
+    found = {path.name for path in CONF.iterdir() if path.is_dir()}
 
-
-def _flatten(values: Any, prefix: str = "") -> Iterator[str]:
-    if prefix:
-        yield prefix
-    if isinstance(values, dict):
+    def collect(values: Any, prefix: str) -> None:
         for key, value in values.items():
-            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            found.add(f"{prefix}{key}")
+            if isinstance(value, dict):
+                collect(value, f"{prefix}{key}.")
 
-
-def fitting(group: str, key: str, value: str) -> list[str]:
-    """The options of a group whose file says `pairing: {key: value}`, or `key: value` as older files do."""
-    contents = {name: _content(group, name) for name in _options(group)}
-    return [name for name, content in contents.items() if (content.get("pairing") or content).get(key) == value]
-
-
-def _content(group: str, option: str) -> dict[str, Any]:
-    """The content of a file of `conf/`, over that of the files of its group that it includes."""
-    own: Any = OmegaConf.load(CONF / group / f"{option}.yaml")
-    included = [name for name in own.get("defaults", []) if isinstance(name, str) and name != "_self_"]
-    below = [_content(group, name) for name in included if (CONF / group / f"{name}.yaml").is_file()]
-    content: Any = OmegaConf.to_container(OmegaConf.merge(*below, own), resolve=False)
-    return content
+    collect(OmegaConf.to_container(config, resolve=False), "")
+    return found

@@ -29,6 +29,7 @@ from quartet.arguments import (
     problems,
     words,
 )
+from quartet.groups import fitting
 from quartet.say import printable
 from quartet.typed import PROJECT
 
@@ -58,7 +59,9 @@ MOVED = {
 }
 
 # parts that older configs name, and where they are now: a module, or one thing in it
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "quartet.sharding": "quartet.engine.fsdp",
+}
 
 ADDED = ("length", "prompt", "finetune", "workers", "pairing")  # nodes that older configs do not have
 
@@ -159,9 +162,8 @@ def _rename_targets(node: Any) -> None:
         if isinstance(value, DictConfig) and value:
             _rename_targets(value)
         elif key == "_target_":
-            target = str(node[key])
-            module, _, name = target.rpartition(".")
-            node[key] = RENAMED.get(target, f"{RENAMED.get(module, module)}.{name}")
+            module, dot, name = str(value).rpartition(".")
+            node[key] = RENAMED.get(str(value)) or f"{RENAMED.get(module, module)}{dot}{name}"
 
 
 # allow-list
@@ -191,15 +193,15 @@ def locate(
         remedy = "; put its folder on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
         reason = f"{type(error).__name__}: {printable(str(error))}"
         raise ValueError(f"_target_={target}: importing {module} failed ({reason}){remedy}") from error
-    home = str(getattr(found, "__module__", "")).split(".")
-    ours = ".".join(home[:2]) in trust.OURS
+    home = str(getattr(found, "__module__", ""))
+    ours, home_package = trust.is_ours(home), home.split(".")[0]
     if group is None:
-        if inspect.isclass(found) and (ours or home[0] == top not in trust.KNOWN):
+        if inspect.isclass(found) and (ours or home_package == top not in trust.KNOWN):
             return found
         reason = f"within another part there may be classes, and {target} is not a class of that package"
     else:
         made = typing.get_type_hints(found).get("return") if inspect.isfunction(found) else found
-        known = ours or users or (inspect.isclass(found) and home[0] in trust.LIBRARIES)
+        known = ours or users or (inspect.isclass(found) and home_package in trust.LIBRARIES)
         if known and inspect.isclass(made) and issubclass(made, kinds):
             return found  # type: ignore[return-value]
         names = " or ".join(f"{kind.__module__}.{kind.__name__}" for kind in kinds if kind is not float)
@@ -281,8 +283,6 @@ def check_pairing(config: DictConfig) -> None:
     """Raise ValueError if the model cannot read the data; nothing else is worth saying then."""
     accepted, provided = config.pairing.accepts, config.pairing.provides
     if accepted != provided:
-        from quartet.cli import fitting
-
         raise ValueError(
             f"this model accepts {accepted}, these data provide {provided}; "
             f"data that fit the model: {', '.join(fitting('data', 'provides', accepted))}; "
@@ -313,7 +313,7 @@ def val_metrics(config: Any, kinds: dict[str, tuple[type, ...]]) -> list[str]:
 
 def _writes_by_itself(target: Any, kinds: tuple[type, ...]) -> bool:
     """Whether code of a library would write where its arguments say, which knows nothing of runs."""
-    if not inspect.isclass(target) or ".".join(target.__module__.split(".")[:2]) in trust.OURS:
+    if not inspect.isclass(target) or trust.is_ours(target.__module__):
         return False
     common = {base for kind in kinds for base in kind.__mro__} if target not in kinds else set()
     return any(base.__module__.split(".")[0] in trust.LIBRARIES for base in target.__mro__ if base not in common)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from quartet.hardware import is_fast
+from quartet.system.hardware import is_fast
 
 # parameter groups
 

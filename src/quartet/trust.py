@@ -22,7 +22,8 @@ from typing import Any
 from quartet.typed import PROJECT
 
 VARIABLE = "QUARTET_TRUST"  # names of packages with commas between them
-OURS = tuple(f"quartet.{part}" for part in ("data", "models", "tasks", "optim", "callbacks", "sharding"))
+OURS = ("quartet.data", "quartet.models", "quartet.tasks", "quartet.optim", "quartet.callbacks")
+OURS += ("quartet.engine.checkpoint", "quartet.engine.fsdp", "quartet.sweeps.pruning")
 THEIRS = {  # group of conf/ -> modules of others that hold such parts; importing any other one could do anything
     "model": ("torch.nn", "torchvision.models"),
     "optimizer": ("torch.optim",),
@@ -112,7 +113,7 @@ def refusal(target: str, place: str | None, among: set[str] | None = None) -> st
     if top in (trusted() | _granted if among is None else among):
         return None
     if top in ("quartet", *LIBRARIES):
-        if _is_below(module, OURS) or _is_below(module, THEIRS.get(place or "", ())):
+        if is_ours(module) or _is_below(module, THEIRS.get(place or "", ())):
             return None
         if place == "trainer" and module == "pytorch_lightning":
             return None
@@ -126,6 +127,11 @@ ALLOWED = (
     f"a config may use parts of quartet, {', '.join(LIBRARIES[:-1])} and {LIBRARIES[-1]}, "
     "and of packages that you trust"
 )
+
+
+def is_ours(module: str) -> bool:
+    """Whether a module of Quartet holds parts that a config may name."""
+    return _is_below(module, OURS)
 
 
 def _is_below(module: str, parents: Iterable[str]) -> bool:

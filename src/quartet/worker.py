@@ -17,9 +17,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from quartet.interruption import SIGNALS, Interrupted, stoppable
+from quartet.engine.elastic import PARENT, environment_rank, exception_to_dict
 from quartet.run import Run
-from quartet.workers import PARENT, describe, environment_rank
+from quartet.system.signals import SIGNALS, Interrupted, stoppable
 
 GRACE = 30  # s for a checkpoint once the parent is gone, as long as torchelastic gives
 
@@ -70,14 +70,14 @@ def train_directory(directory: Path) -> int:
 
             quiet_libraries()
             if environment_rank() is not None:
-                from quartet.train import train
+                from quartet.engine.fit import train
 
                 train(run)
                 return 0
             run.wait_until_free()
             if run.last_checkpoint is not None:
                 print(f"{run}: resuming from its last checkpoint", flush=True)
-            from quartet.launch import execute
+            from quartet.engine.elastic import execute
 
             execute(run)
     except Interrupted as stop:
@@ -95,11 +95,11 @@ def _report(error: Exception, run: Run) -> None:
     name = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if name:
         temporary = Path(f"{name}.part")
-        temporary.write_text(json.dumps(describe(error)), encoding="utf-8")
+        temporary.write_text(json.dumps(exception_to_dict(error)), encoding="utf-8")
         os.replace(temporary, name)
         return
     if run.status not in ("failed", "completed", "pruned"):
-        run.ended_badly(error)
+        run.mark_failed(error)
     if isinstance(error, ValueError | OSError):
         print(f"error: {error}", file=sys.stderr)
     else:

@@ -89,7 +89,7 @@ def test_an_installed_font_is_found_for_letters_that_matplotlib_lacks(monkeypatc
 
 
 def test_a_figure_that_cannot_be_drawn_does_not_end_a_training(compose, monkeypatch, capsys, outputs):
-    from quartet.train import create_and_train
+    from quartet.commands.train import create_and_train
 
     def fail(*arguments):
         raise TypeError("no such\npicture")

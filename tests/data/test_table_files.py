@@ -10,9 +10,9 @@ import pytest
 import torch
 from samples import sample_table
 
+from quartet.commands.evaluate import evaluate
+from quartet.commands.train import create_and_train
 from quartet.data.table_files import TableFile
-from quartet.evaluate import evaluate
-from quartet.train import create_and_train
 
 SETTINGS = {
     "target": "y",

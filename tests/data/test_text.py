@@ -465,8 +465,8 @@ def test_chinese_goes_through_every_tokenizer(write, tokenizer):
 
 
 def test_a_character_model_of_chinese_writes_chinese(compose, write):
-    from quartet.generate import generate
-    from quartet.train import create_and_train
+    from quartet.commands.generate import generate
+    from quartet.commands.train import create_and_train
 
     config = compose(
         "model=rnn", "data=text", f"data.path={write(a=CHINESE)}", "data.tokenizer=char", "data.context_length=16",

@@ -212,7 +212,7 @@ def test_a_best_moment_that_did_not_last_is_told(make_sweep, sketches):
 @pytest.fixture
 def evaluations(monkeypatch):
     """The runs that were tested, instead of testing them."""
-    import quartet.evaluate
+    import quartet.commands.evaluate
 
     seen = []
 
@@ -220,7 +220,7 @@ def evaluations(monkeypatch):
         seen.append((run.directory.name, split))
         return {"test/loss": 1.0 + len(seen) / 10}
 
-    monkeypatch.setattr(quartet.evaluate, "evaluate", evaluate)
+    monkeypatch.setattr(quartet.commands.evaluate, "evaluate", evaluate)
     return seen
 
 
@@ -328,7 +328,7 @@ def test_help_imports_nothing_heavy(argument):
 @pytest.fixture
 def trained(compose, outputs):
     """A cross-validation in three folds."""
-    from quartet.train import create_and_train
+    from quartet.commands.train import create_and_train
 
     sweep, silent = outputs / "sweeps" / "folds", [f"callbacks.{n}=null" for n in ("figures", "data_report", "samples")]
     for fold in range(3):
@@ -344,8 +344,8 @@ def pooled(sweep):
     import torch
 
     from quartet import build
+    from quartet.engine.weights import load_checkpoint
     from quartet.run import Run
-    from quartet.train import load_network
 
     outputs = []
     for fold in range(3):
@@ -353,7 +353,7 @@ def pooled(sweep):
         data = build.build_data(run.config, run.read("preprocessing.json"))
         data.setup()
         task = build.build_task(run.config, data.spec)
-        load_network(task, run)
+        load_checkpoint(task, run.best_checkpoint)
         task.eval()
         with torch.no_grad():
             outputs += [task.step(batch, "val")[1] for batch in data.val_dataloader()]

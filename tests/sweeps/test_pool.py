@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 import quartet
-from quartet.interruption import Interrupted, stoppable
 from quartet.run import Run
 from quartet.sweeps.jobs import Job, JobResult
 from quartet.sweeps.pool import Pool, log_tail
+from quartet.system.signals import Interrupted, stoppable
 from quartet.worker import run_job
 
 SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"

@@ -151,7 +151,7 @@ def test_a_journal_damaged_in_the_middle_is_named(tmp_path, damage):
     journal = tmp_path / JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([*lines[:2], damage, *lines[2:]]))
-    with pytest.raises(ValueError, match=r"journal\.log is damaged .*; bring the file back from a copy") as error:
+    with pytest.raises(ValueError, match=r"journal\.log is damaged .*; restore the file from a copy") as error:
         open_study(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -216,18 +216,18 @@ def test_cma_es_goes_on_with_its_evolution(tmp_path):
     [
         (["model=mlp"], {}, "sweep.sampler=tpe has nothing to vary"),
         (WORDS, {"n_trials": None}, "sweep.sampler=tpe has no end of its own; give sweep.n_trials"),
-        (WORDS, {"sampler": "grid"}, "lr=tag(log,interval(1e-4,1)) has no end of them"),
+        (WORDS, {"sampler": "grid"}, "lr=tag(log,interval(1e-4,1)) has infinitely many"),
         (WORDS, {"sampler": "cma_es"}, "sweep.sampler=cma_es knows numbers only, dropout=0,0.1,0.3 is a choice"),
         (WORDS[:1], {"sampler": "cma_es"}, "needs two parameters or more"),
         (WORDS, {"sampler": "qmc"}, "sweep.sampler=qmc knows numbers only"),
         (WORDS, {"sampler": "tpo"}, "sweep.sampler must be one of grid, tpe"),
-        (WORDS, {"pruner": "axe"}, "sweep.pruner must be null or one of asha, hyperband, median, not 'axe'"),
-        (WORDS, {"n_trials": 0}, "sweep.n_trials must be a whole number of at least 1, not 0"),
-        (WORDS, {"n_jobs": 0}, "sweep.n_jobs must be a whole number of at least 1"),
+        (WORDS, {"pruner": "axe"}, "sweep.pruner must be one of asha, hyperband, median or null, not 'axe'"),
+        (WORDS, {"n_trials": 0}, "sweep.n_trials must be an integer of at least 1 or null, not 0"),
+        (WORDS, {"n_jobs": 0}, "sweep.n_jobs must be an integer of at least 1"),
         (WORDS, {"max_minutes": -1}, "sweep.max_minutes must be a number above 0"),
         (WORDS, {"max_failure_rate": 2}, "sweep.max_failure_rate must be a number from 0 to 1, not 2"),
         (WORDS, {"start": {"lr": 1}}, "sweep.start must be a list of points"),
-        (WORDS, {"objectives": {"test/loss": "min"}}, "the objective test/loss is no val/ metric"),
+        (WORDS, {"objectives": {"test/loss": "min"}}, "the objective test/loss is not a val/ metric"),
         (WORDS, {"objectives": {"val/loss": "low"}}, "sweep.objectives must name metrics with min or max"),
         (
             WORDS,
@@ -262,5 +262,5 @@ def test_a_damaged_plan(tmp_path, text):
 
 
 def test_no_plan(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no sweep"):
+    with pytest.raises(FileNotFoundError, match="is not a sweep"):
         Plan.read(tmp_path)

@@ -18,13 +18,14 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from quartet.cli import CONF, resumed_arguments
-from quartet.interruption import Interrupted
+from quartet.cli import resumed_arguments
+from quartet.groups import CONF
 from quartet.run import described
 from quartet.sweeps import sweep as sweeps
 from quartet.sweeps.jobs import JobResult
 from quartet.sweeps.plan import Plan
 from quartet.sweeps.study import open_study
+from quartet.system.signals import Interrupted
 from quartet.typed import command
 
 PROJECT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ class Launcher:
             try:
                 status = self.work(job.run.directory, settings) or status
             except Exception as error:
-                job.run.ended_badly(error)
+                job.run.mark_failed(error)
                 status, message = "failed", described(error)
             ended(JobResult(job, status, message))
 
@@ -279,7 +280,7 @@ def test_the_command_of_a_sweep_is_repeated(outputs):
     assert resumed_arguments(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]
     with pytest.raises(ValueError, match="goes on with a sweep; say -m too"):
         resumed_arguments(["sweep.resume=latest"])
-    with pytest.raises(FileNotFoundError, match="is no sweep"):
+    with pytest.raises(FileNotFoundError, match="is not a sweep"):
         resumed_arguments(["-m", f"sweep.resume={outputs}"])
 
 
@@ -330,7 +331,7 @@ def test_a_stranger_s_sweep_cannot_run_programs(outputs, word):
     ],
 )
 def test_what_a_stranger_s_sweep_varies_is_read_from_nowhere_else(sweep, tmp_path, words):
-    with pytest.raises(ValueError, match=r"^sweep\.params: .* is no (option|setting) of"):
+    with pytest.raises(ValueError, match=r"^sweep\.params: .* is not (an option|a setting) of"):
         sweep(good, "model=mlp", *words)
     assert not (tmp_path / "sweep").exists()
 

@@ -19,8 +19,8 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from quartet.distributed import highest
-from quartet.interruption import Interrupted, request
+from quartet.system.distributed import highest
+from quartet.system.signals import Interrupted, request
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 WEIGHTS = {

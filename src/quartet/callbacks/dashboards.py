@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from quartet import sampling
 from quartet.callbacks import figures
 from quartet.callbacks.tensorboard import summary_writer
-from quartet.distributed import gathered
 from quartet.say import printable
+from quartet.system.distributed import gathered
 
 TITLES = {"val": "validation", "test": "test"}
 LONGEST_TEXT = 300  # characters of a mistaken text that are shown

@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from quartet.run import read_metrics
+from quartet.files import read_metrics
 
 
 class MetricsFile(Logger):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from quartet.distributed import highest
+from quartet.system.distributed import highest
 
 
 class Pruning(Callback):

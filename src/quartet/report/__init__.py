@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quartet.run import outputs, written
+from quartet.files import written
+from quartet.run import outputs
 from quartet.typed import command
 
 if TYPE_CHECKING:

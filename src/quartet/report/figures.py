@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quartet.files import written
 from quartet.lettering import lettered, new_figure
 from quartet.report.runs import Record
 from quartet.report.settings import Setting, is_number, short, text
-from quartet.run import written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

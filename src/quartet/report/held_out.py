@@ -33,7 +33,8 @@ def out_of_fold(records: list[Record]) -> tuple[dict[str, float], int]:
     Each fold is predicted by its own best checkpoint; the task's own metrics gather until the last fold has been seen.
     """
     from quartet import build
-    from quartet.train import load_network, measure
+    from quartet.engine.fit import measure
+    from quartet.engine.weights import load_checkpoint
 
     shared: dict[str, Any] = {}
     metrics: dict[str, float] = {}
@@ -44,7 +45,7 @@ def out_of_fold(records: list[Record]) -> tuple[dict[str, float], int]:
         data = build.restore_data(run, config)
         n += len(data.datasets["val"])
         task: Any = build.build_task(config, data.spec)
-        load_network(task, run)
+        load_checkpoint(task, run.best_checkpoint)
         for name in ("losses", "scores", "sums"):
             if hasattr(task, name):
                 setattr(task, name, shared.setdefault(name, getattr(task, name)))
@@ -70,7 +71,7 @@ def test_once(setting: Setting, directory: Path) -> None:
         return
     if path.exists():
         raise ValueError(f"{path} is damaged; bring it back, or delete it if you know that it was never used")
-    from quartet.evaluate import evaluate
+    from quartet.commands.evaluate import evaluate
 
     def metrics(record: Record) -> dict[str, float]:
         tested = {name: value for name, value in record.metrics.items() if name.startswith("test")}

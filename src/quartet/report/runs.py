@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quartet.run import DEBUG, PROJECT, Run, outputs, read_metrics
+from quartet.files import read_metrics
+from quartet.run import DEBUG, PROJECT, Run, outputs
 from quartet.typed import command, repeated
 
 STATUSES = ("completed", "pruned", "interrupted", "failed", "unfinished", "missing", "damaged")

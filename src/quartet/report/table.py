@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from quartet.files import written
 from quartet.report.runs import Record, part
 from quartet.report.settings import value_of
 from quartet.report.study import Study
-from quartet.run import written
 
 FORMULA = re.compile(r"[=+@\t\r]|-(?![\d.])")
 COUNTS = ("steps", "epochs", "seconds", "peak_memory_bytes", "parameters")

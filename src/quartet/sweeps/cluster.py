@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quartet import trust
-from quartet.interruption import Interrupted, stoppable
+from quartet.engine.elastic import inherited
 from quartet.run import Run
 from quartet.say import say
 from quartet.sweeps.jobs import Job, JobResult, Status, Watcher, outcome
-from quartet.workers import inherited
+from quartet.system.signals import Interrupted, stoppable
 
 POLL = 1.0  # s between looks at the results
 LOOK = 15.0  # s between questions to SLURM, which serves others too

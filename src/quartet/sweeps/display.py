@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from quartet.run import read_metrics
+from quartet.files import read_metrics
 from quartet.say import printable
 from quartet.sweeps.jobs import Job, JobResult
 from quartet.sweeps.pool import in_words, log_tail

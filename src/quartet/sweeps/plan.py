@@ -7,14 +7,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from quartet.config import direction_problem
+from quartet.arguments import Fraction, NonNegativeInt, PositiveInt, Rule, accepts, words
+from quartet.config import OptionalPositiveFloat, OptionalPositiveInt, direction_problem
 from quartet.sweeps.space import Dimension, size, start_point
 
-SAMPLERS = ("grid", "tpe", "random", "gp", "cma_es", "qmc")
-PRUNERS = ("asha", "hyperband", "median")
 FILE, JOURNAL = "sweep.json", "journal.log"
+
+SETTINGS: dict[str, Any] = {  # the keys of conf/sweep
+    "sampler": Literal["grid", "tpe", "random", "gp", "cma_es", "qmc"],
+    "pruner": Literal["asha", "hyperband", "median"] | None,
+    "min_validations": PositiveInt,
+    "reduction_factor": Annotated[int, Rule("an integer of at least 2", lambda n: n >= 2)],
+    "n_jobs": PositiveInt,
+    "seed": NonNegativeInt,
+    "n_trials": OptionalPositiveInt,
+    "max_minutes": OptionalPositiveFloat,
+    "max_failure_rate": Fraction,
+    "start": Annotated[list[dict], Rule("a list of points such as [{optimizer.lr: 1e-3}]", lambda _: True)],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +55,13 @@ class Plan:
         problems = list(_problems(settings, space, objectives))
         if problems:
             raise ValueError("\n".join(problems))
+        n_points = size(space) if settings["sampler"] == "grid" else None  # a grid has an end of its own
         return cls(
             command=list(command),
             space={dimension.key: dimension.text for dimension in space},
             fixed=fixed,
             objectives=dict(objectives),
-            n_trials=_total(settings["n_trials"], settings["sampler"], space),
+            n_trials=min(filter(None, (settings["n_trials"], n_points))),
             start=[start_point(space, values) for values in settings["start"]],
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             **{key: settings[key] for key in ("sampler", "pruner", "min_validations", "reduction_factor", "seed")},
@@ -61,9 +74,9 @@ class Plan:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{field.name: values[field.name] for field in fields(cls)})
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{directory} is no sweep (no {FILE} in it); try sweep.resume=latest") from error
+            raise FileNotFoundError(f"{directory} is not a sweep (no {FILE} in it); try sweep.resume=latest") from error
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); bring it back, or start another sweep") from error
+            raise ValueError(f"{path} is damaged ({error}); restore it, or start another sweep") from error
 
     def as_data(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,25 +95,35 @@ class Plan:
                 yield f"sweep.{name} was {was}, is {now}"
 
 
-def _total(n_trials: int | None, sampler: str, space: list[Dimension]) -> int:
-    """A grid has an end of its own."""
-    points = size(space) if sampler == "grid" else None
-    return min(filter(None, (n_trials, points)))
-
-
 def _problems(settings: Mapping[str, Any], space: list[Dimension], objectives: Any) -> Iterator[str]:
+    """Values that are out of range, and values that contradict each other; one sentence for each."""
     yield from filter(None, (dimension.problem() for dimension in space))
-    yield from _setting_problems(settings)
-    yield from _objective_problems(objectives)
-    sampler, names = settings["sampler"], ", ".join(objectives) if isinstance(objectives, dict) else ""
+    for name, hint in SETTINGS.items():
+        if not accepts(hint, settings[name]):
+            yield f"sweep.{name} must be {words(hint)}, not {settings[name]!r}"
+
+    # objectives: val/ metrics, each with the direction in which it improves
+    if not isinstance(objectives, dict) or not all(mode in ("min", "max") for mode in objectives.values()):
+        yield f"sweep.objectives must name metrics with min or max, as in {{val/loss: min}}, not {objectives!r}"
+        return
+    for name, mode in objectives.items():
+        yield from filter(None, [direction_problem(f"sweep.objectives.{name}", name, mode)])
+        if not str(name).startswith("val/"):
+            yield (
+                f"the objective {name} is not a val/ metric; a sweep chooses on the validation part, the winner is tested "
+                "afterwards: scripts/report.py sweep=latest test_winner=true"
+            )
+    names, sampler = ", ".join(objectives), settings["sampler"]
     if settings["pruner"] and len(objectives) > 1:
-        yield f"sweep.pruner={settings['pruner']} compares one objective, not {names}; take sweep.pruner=null"
+        yield f"sweep.pruner={settings['pruner']} compares one objective, not {names}; use sweep.pruner=null"
+
+    # what each sampler can do
     if sampler == "grid":
         for dimension in space:
             if dimension.values is None:
                 yield (
-                    f"sweep.sampler=grid tries every value, {dimension.key}={dimension.text} has no end of them; "
-                    "take choice(…) or range(…), or sweep=optuna"
+                    f"sweep.sampler=grid tries every value, and {dimension.key}={dimension.text} has infinitely many; "
+                    "use choice(…) or range(…), or sweep=optuna"
                 )
         return
     if not space:
@@ -112,48 +135,9 @@ def _problems(settings: Mapping[str, Any], space: list[Dimension], objectives: A
             if not dimension.numeric:
                 yield (
                     f"sweep.sampler={sampler} knows numbers only, {dimension.key}={dimension.text} is a choice; "
-                    "take range(…) or interval(…), or sweep.sampler=tpe"
+                    "use range(…) or interval(…), or sweep.sampler=tpe"
                 )
     if sampler == "cma_es" and len(space) == 1:
-        yield "sweep.sampler=cma_es needs two parameters or more; take sweep.sampler=gp for one"
+        yield "sweep.sampler=cma_es needs two parameters or more; use sweep.sampler=gp for one"
     if sampler == "cma_es" and len(objectives) > 1:
-        yield f"sweep.sampler=cma_es has one objective, not {names}; take sweep.sampler=tpe"
-
-
-def _setting_problems(settings: Mapping[str, Any]) -> Iterator[str]:
-    def whole(name: str, least: int) -> Iterator[str]:
-        value = settings[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            yield f"sweep.{name} must be a whole number of at least {least}, not {value!r}"
-
-    if settings["sampler"] not in SAMPLERS:
-        yield f"sweep.sampler must be one of {', '.join(SAMPLERS)}, not {settings['sampler']!r}"
-    if settings["pruner"] is not None and settings["pruner"] not in PRUNERS:
-        yield f"sweep.pruner must be null or one of {', '.join(PRUNERS)}, not {settings['pruner']!r}"
-    for name, least in (("min_validations", 1), ("reduction_factor", 2), ("n_jobs", 1), ("seed", 0)):
-        yield from whole(name, least)
-    if settings["n_trials"] is not None:
-        yield from whole("n_trials", 1)
-    minutes, rate = settings["max_minutes"], settings["max_failure_rate"]
-    if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
-        yield f"sweep.max_minutes must be a number above 0, or null, not {minutes!r}"
-    if not (isinstance(rate, int | float) and 0 <= rate <= 1):
-        yield f"sweep.max_failure_rate must be a number from 0 to 1, not {rate!r}"
-    start = settings["start"]
-    if not (isinstance(start, list) and all(isinstance(values, dict) for values in start)):
-        yield f"sweep.start must be a list of points such as [{{optimizer.lr: 1e-3}}], not {start!r}"
-
-
-def _objective_problems(objectives: Any) -> Iterator[str]:
-    if not isinstance(objectives, dict) or not all(mode in ("min", "max") for mode in objectives.values()):
-        yield f"sweep.objectives must name metrics with min or max, as in {{val/loss: min}}, not {objectives!r}"
-        return
-    for name, mode in objectives.items():
-        problem = direction_problem(f"sweep.objectives.{name}", name, mode)
-        if problem:
-            yield problem
-        if not str(name).startswith("val/"):
-            yield (
-                f"the objective {name} is no val/ metric; a sweep chooses on the validation part, the winner is tested "
-                "afterwards: scripts/report.py sweep=latest test_winner=true"
-            )
+        yield f"sweep.sampler=cma_es has one objective, not {names}; use sweep.sampler=tpe"

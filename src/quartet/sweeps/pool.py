@@ -18,10 +18,10 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from quartet.interruption import SIGNALS, Interrupted, stoppable
+from quartet.engine.elastic import inherited
 from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome
+from quartet.system.signals import SIGNALS, Interrupted, stoppable
 from quartet.worker import run_job
-from quartet.workers import inherited
 
 POLL = 0.2  # seconds between two looks at the clock; the end of a process is noticed at once
 GRACE = 10.0  # seconds for a checkpoint after the time limit

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from quartet.cli import quiet_libraries
 
-FOLDERS = ("callbacks", "data", "models", "tasks")  # a config names what it needs of them
+FOLDERS = ("callbacks", "data", "engine", "models", "tasks")  # a config names what it needs of them
 LATE = (  # imported inside functions, because many runs do without
     "quartet.sampling",
     "quartet.sweeps.study",
-    "quartet.train",
+    "quartet.commands.generate",
+    "quartet.engine.fit",
     "PIL.BmpImagePlugin",
     "PIL.GifImagePlugin",
     "PIL.JpegImagePlugin",

@@ -8,7 +8,7 @@ import atexit
 import os
 import signal
 
-from quartet.interruption import SIGNALS
+from quartet.system.signals import SIGNALS
 
 for signum in SIGNALS:
     signal.signal(signum, signal.SIG_IGN)

@@ -15,7 +15,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from quartet.run import cut_back, described
+from quartet.files import cut_back
+from quartet.run import described
 from quartet.sweeps.plan import JOURNAL, Plan
 from quartet.sweeps.space import Dimension, point
 
@@ -133,7 +134,7 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
         if isinstance(error, OSError):
             raise
         raise ValueError(
-            f"{_damage(journal)} ({described(error)}); bring the file back from a copy, or start another sweep: "
+            f"{_damage(journal)} ({described(error)}); restore the file from a copy, or start another sweep: "
             "the runs themselves are whole, scripts/report.py reads them"
         ) from error
     if not create:

@@ -1,7 +1,7 @@
 """A sweep from its command line to its report: jobs are proposed, launched and judged until the plan is fulfilled.
 
-It can be killed at any moment and goes on from its directory: the journal says which trials have no end, their run
-directories say how far they came.
+It can be killed at any moment and resumes from its directory: the journal says which trials have no end, their run
+directories say how far they came. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from quartet.cli import CONF, is_group, override_problems, strange_options
+from quartet.cli import override_problems
 from quartet.config import check_pairing, settle_monitor, upgrade
-from quartet.interruption import Interrupted
-from quartet.run import Run, described, read_metrics, refuse_links_out
+from quartet.files import read_metrics
+from quartet.groups import CONF, is_group, unknown_options
+from quartet.objective import Objective
+from quartet.run import Run, described, refuse_links_out
 from quartet.say import printable, say
 from quartet.sweeps.batches import run_in_batches
 from quartet.sweeps.cluster import QUEUED
@@ -33,80 +35,80 @@ from quartet.sweeps.jobs import Job, JobResult
 from quartet.sweeps.plan import FILE, JOURNAL, Plan
 from quartet.sweeps.space import Dimension, parse
 from quartet.sweeps.study import Study
+from quartet.system.signals import Interrupted
 from quartet.typed import argument, command, tensorboard, user_path
 
 SAME_MISTAKE = 3  # jobs that fail alike before anything is trained, and the sweep gives up
 LOCK = ".sweep.lock"
-OURS = ("sweep=", "sweep.", "+sweep.")  # what jobs need not know
+OWN_WORDS = ("sweep=", "sweep.", "+sweep.")  # of the command line, which jobs need not know
+NOT_REPEATED = ("hydra.mode=", "hydra.sweep.dir=", "sweep.resume=")  # words that a resumed sweep is not started with
+PRUNING = "quartet.callbacks.pruning.Pruning"
 
 
 def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[str]) -> int | None:
-    """Run or continue the sweep; returns the number of the best run. Exits with 1 where too many runs failed."""
+    """Run or resume the sweep; returns the number of the best run. Exits with 1 if too many runs failed.
+
+    `loader` is Hydra's, to compose the jobs. Raises ValueError for what can be known to be wrong before anything starts.
+    """
     if config.resume is not None:
         raise ValueError(f"resume={config.resume} goes on with a run as it was; leave out -m")
     settings: Any = OmegaConf.to_container(config.sweep, resolve=True)
-    space, fixed = parse(settings["params"], [word for word in arguments if not word.startswith(OURS)], loader)
-    raise_problems(filter(None, (dimension.problem() for dimension in space)))
-    raise_problems(_param_problems(settings["params"]))
-    first = _composed(loader, config, [*fixed, *_first_point(space)])
-    upgrade(first)
+
+    # 1. what varies; `params` may come from the file of a stranger's sweep: no config is read from elsewhere for it
+    space, fixed = parse(settings["params"], [word for word in arguments if not word.startswith(OWN_WORDS)], loader)
+    problems = [problem for dimension in space if (problem := dimension.problem())]
+    for key, value in settings["params"].items():
+        name = str(key).lstrip("+~")
+        if name.startswith("hydra") or "@" in name or ".." in name:
+            problems.append(
+                f"sweep.params: {key} is not a setting of a run; vary keys such as optimizer.lr, or groups such as model"
+            )
+        elif is_group(name):
+            unknown = unknown_options(name, str(value))
+            problems += [f"sweep.params: {name}={word} is not an option of {name}" for word in unknown]
+    _raise(problems)
+
+    # 2. the first job composes, and groups that are varied have the options that are named
+    first_point = [f"{d.key}={d.values[0] if d.values else (int(d.low or 0) if d.whole else d.low)}" for d in space]
+    try:
+        first = upgrade(loader.load_sweep_config(config, [*fixed, *first_point]))
+    except HydraException:
+        _raise(override_problems("train", [*fixed, *first_point]))
+        raise
     choices = [f"{d.key}={','.join(d.values)}" for d in space if d.values and (CONF / d.key).is_dir()]
-    if choices:  # they may fit each other in some of the jobs, but they have to exist
-        raise_problems(override_problems("train", ["-m", *choices]))
+    if choices:  # they may fit each other in some of the jobs only
+        _raise(override_problems("train", ["-m", *choices]))
     else:
         check_pairing(first)
     settle_monitor(first)
-    plan = Plan.make(settings, _command(config), space, fixed, first.monitor)
+
+    # 3. the plan, and a directory that holds it and nothing else
+    words = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    repeated = [word for word in words if not word.startswith(NOT_REPEATED)]
+    plan = Plan.make(settings, repeated, space, fixed, first.monitor)
     directory = Path(config.hydra.sweep.dir).absolute()
-    with _directory(directory, plan) as made:
+    with _sweep_directory(directory, plan) as made:
         return Sweep(directory, plan, space, launcher, settings, loader, config, made=made).run()
 
 
-def _param_problems(params: dict[str, Any]) -> Iterator[str]:
-    """`sweep.params` may come from the file of a sweep that goes on: Hydra must not read configs from elsewhere for it."""
-    for key, value in params.items():
-        name = str(key).lstrip("+~")
-        if name.startswith("hydra") or "@" in name or ".." in name:
-            yield f"sweep.params: {key} is no setting of a run; vary keys such as optimizer.lr, or groups such as model"
-        elif is_group(name):
-            strange = strange_options(name, str(value))
-            yield from (f"sweep.params: {name}={word} is no option of {name}" for word in strange)
-
-
-def _composed(loader: Any, config: DictConfig, words: list[str]) -> DictConfig:
-    """A job's config; here a misspelt key is found, on the command line or in `sweep.params`."""
-    try:
-        return loader.load_sweep_config(config, words)
-    except HydraException:
-        raise_problems(override_problems("train", words))
-        raise
-
-
-def raise_problems(problems: Any) -> None:
+def _raise(problems: Any) -> None:
     lines = list(problems)
     if lines:
         raise ValueError("\n".join(lines))
 
 
-def _first_point(space: list[Dimension]) -> list[str]:
-    return [f"{d.key}={d.values[0] if d.values else (int(d.low or 0) if d.whole else d.low)}" for d in space]
-
-
-def _command(config: DictConfig) -> list[str]:
-    """What was typed behind -m, without the directory: what a sweep that goes on is started with."""
-    words = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
-    return [word for word in words if not word.startswith(("hydra.mode=", "hydra.sweep.dir=", "sweep.resume="))]
-
-
 @contextmanager
-def _directory(directory: Path, plan: Plan) -> Iterator[bool]:
-    """The sweep's own: a new one, or that of the same sweep before; yields whether it was made here.
+def _sweep_directory(directory: Path, plan: Plan) -> Iterator[bool]:
+    """Lock the sweep's directory, a new one or that of the same sweep before; yields whether it was made here.
 
-    Raises BlockingIOError if another process works there.
+    Raises ValueError if it holds another sweep, BlockingIOError if another process works there.
     """
     if (directory / FILE).exists():
         refuse_links_out(directory, "sweep")
-        raise_problems(_refusals(directory, plan))
+        differences = [f"  {line}" for line in Plan.read(directory).differences(plan)]
+        if differences:
+            remedy = "give its own command again, or another hydra.sweep.dir. What differs:"
+            _raise([f"{directory} holds another sweep; {remedy}", *differences])
     elif directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"hydra.sweep.dir={directory} is not empty and not a sweep; name another directory")
     made = not directory.exists()
@@ -117,13 +119,6 @@ def _directory(directory: Path, plan: Plan) -> Iterator[bool]:
             yield made
     except Timeout as error:
         raise BlockingIOError(f"another process works on the sweep {directory}; stop that one first") from error
-
-
-def _refusals(directory: Path, plan: Plan) -> Iterator[str]:
-    differences = list(Plan.read(directory).differences(plan))
-    if differences:
-        yield f"{directory} holds another sweep; give its own command again, or another hydra.sweep.dir. What differs:"
-        yield from (f"  {line}" for line in differences)
 
 
 class Sweep:
@@ -152,10 +147,11 @@ class Sweep:
 
     def run(self) -> int | None:
         """Until the plan is fulfilled; the number of the best run. What a sweep before has left is finished first."""
+        # 1. trials without an end: some have ended while nobody could note it, the others are resumed
         unfinished = []
         for number, point in self.study.unfinished():
             run = Run(self.directory / str(number))
-            if run.status in ("completed", "pruned", "failed"):  # it ended while nobody could note it
+            if run.status in ("completed", "pruned", "failed"):
                 self._judge(JobResult(Job(number, run), "completed"))
             else:
                 unfinished.append((number, point))
@@ -163,8 +159,18 @@ class Sweep:
         begun = f", {n - len(unfinished)} of them finished before, {len(unfinished)} to resume" if n else ""
         pruner = f" with {self.plan.pruner}" if self.plan.pruner else ""
         say(f"sweep of {total} runs ({self.plan.sampler}{pruner}){begun}: {self.directory}")
+
+        # 2. the jobs; a sweep that is finished starts no process
+        jobs = self._jobs(unfinished)
         try:
-            self._launch(self._jobs(unfinished))
+            first = next(jobs, None)
+            if first is not None:
+                jobs = itertools.chain([first], jobs)
+                with Display(total) as self.display:
+                    if hasattr(self.launcher, "run"):
+                        self.launcher.run(jobs, self.ended, self.display)
+                    else:  # one of Hydra's own or of another plugin
+                        run_in_batches(self.launcher, self.settings["n_jobs"], jobs, self.ended, self.display)
         except (Interrupted, KeyboardInterrupt):
             again = printable(command("train", "-m", argument("sweep.resume", self.directory)))
             print(f"\n{len(self._ends())} of {total} runs are finished; resume with: {again}", file=sys.stderr)
@@ -172,24 +178,10 @@ class Sweep:
         self._conclude()
         return self.study.best()
 
-    def _launch(self, jobs: Iterator[Job]) -> None:
-        first = next(jobs, None)
-        if first is None:  # a sweep that is finished starts no process
-            return
-        jobs = itertools.chain([first], jobs)
-        with Display(self.plan.n_trials) as self.display:
-            if hasattr(self.launcher, "run"):
-                self.launcher.run(jobs, self.ended, self.display)
-            else:
-                n_jobs = self.settings["n_jobs"]
-                run_in_batches(self.launcher, n_jobs, jobs, self.ended, self.display)
-
-    # jobs
-
     def _jobs(self, unfinished: list[tuple[int, list[str]]]) -> Iterator[Job]:
         """What to train next, until there is nothing more to begin."""
         waiting = iter(unfinished)
-        while not self._is_hopeless():
+        while not self._all_fail_alike():
             proposed = next(waiting, None)
             if proposed is None:
                 minutes = self.settings["max_minutes"]
@@ -198,7 +190,12 @@ class Sweep:
                     return
                 proposed = self.study.ask()
             number, point = proposed
-            job = Job(number, Run(self.directory / str(number)), " ".join(map(_short, point)) or "defaults")
+            shown = (word.partition("=") for word in point)
+            label = " ".join(  # four digits of a number are enough to read
+                f"{key}={float(value):.4g}" if re.fullmatch(r"[\d.]{7,}(e-?\d+)?", value) else f"{key}={value}"
+                for key, _, value in shown
+            )
+            job = Job(number, Run(self.directory / str(number)), label or "defaults")
             words = [*self.plan.fixed, *point]
             try:
                 job = job._replace(run=self._create(number, words))
@@ -227,14 +224,25 @@ class Sweep:
                 ((metric, mode),) = self.plan.objectives.items()
                 config.monitor = {"metric": metric, "mode": mode}
                 if self.plan.pruner:
-                    target = "quartet.callbacks.pruning.Pruning"
-                    config.callbacks.pruning = {"_target_": target, "monitor": metric, "mode": mode}
+                    config.callbacks.pruning = {"_target_": PRUNING, "monitor": metric, "mode": mode}
             for key in ("sweep", "hydra"):
                 config.pop(key)
         upgrade(config)
         settle_monitor(config)
         check_pairing(config)
-        _make_absolute(config)
+
+        # paths, so that the job's config means the same from everywhere
+        start, weights = config.finetune.init_from, config.model.get("weights")
+        if start == "latest":
+            raise ValueError(
+                "finetune.init_from=latest would be another run in each job of a sweep; name the run directory"
+            )
+        if start is not None:
+            config.finetune.init_from = str(Run.open(start, root=config.run.root).directory.resolve())
+        if config.data.get("path"):
+            config.data.path = user_path(config.data.path)
+        if weights is not None and os.path.isfile(user_path(weights)):
+            config.model.weights = user_path(weights)
         run = Run.create(config)
         run.write("trial.json", {"number": number, "overrides": words})
         return run
@@ -250,11 +258,8 @@ class Sweep:
         run, number = result.job.run, result.job.number
         status = run.status
         if result.status == "stopped" and status not in ("completed", "pruned"):
-            return (
-                "stopped",
-                f", to {'resume from its last checkpoint' if run.last_checkpoint else 'begin again'}",
-                False,
-            )
+            later = "resume from its last checkpoint" if run.last_checkpoint else "begin again"
+            return "stopped", f", to {later}", False
         metrics = run.read("result.json")["metrics"] if status in ("completed", "pruned") else {}
         values: list[Any] = [metrics.get(name) for name in self.plan.objectives]
         known = zip(self.plan.objectives, values, strict=True)
@@ -278,11 +283,11 @@ class Sweep:
         """The end that a job could not write itself: it was killed, or it failed before it had a run."""
         run.directory.mkdir(exist_ok=True)
         metric, mode = next(iter(self.plan.objectives.items()))
-        run.ended_badly(error, **best_logged(run, metric, mode))
+        run.mark_failed(error, **best_logged(run, Objective(metric, mode)))
         if (run.directory / "config.yaml").exists():
             self.killed.append(run)
 
-    def _is_hopeless(self) -> bool:
+    def _all_fail_alike(self) -> bool:
         """Whether every job so far failed with the same mistake, before anything was trained, and that is not allowed."""
         if len(self.mistakes) < min(SAME_MISTAKE, self.plan.n_trials) or self.settings["max_failure_rate"] == 1:
             return False
@@ -291,84 +296,56 @@ class Sweep:
     def _ends(self) -> list[str]:
         return [state for state in self.study.states().values() if state not in ("running", "waiting")]
 
-    # the end
-
     def _conclude(self) -> None:
-        if self._is_hopeless():
+        """Report; exit with 1 if too many runs failed. Raises ValueError if all of them fail with one mistake."""
+        if self._all_fail_alike():
             if not any(self.directory.glob("*/preprocessing.json")):
-                self._take_back()
+                # remove what the sweep has written, so that it is not the latest one; the message names the logs
+                with suppress(OSError):
+                    for number in self.study.states():
+                        shutil.rmtree(self.directory / str(number), ignore_errors=True)
+                    for name in (FILE, JOURNAL, LOCK, f".{JOURNAL}.lock"):
+                        (self.directory / name).unlink(missing_ok=True)
+                    if self.made:
+                        self.directory.rmdir()
             raise ValueError(f"{self.mistakes[0]}\nevery run of the sweep fails with this; it has stopped")
-        self._list_killed()
+
+        if self.killed:  # list them in TensorBoard's HPARAMS, as runs that end by themselves do
+            from quartet.build import build_loggers, opened
+            from quartet.engine.fit import write_hparams
+
+            for run in self.killed:
+                with suppress(ValueError):  # its config is not that of a run
+                    write_hparams(run, build_loggers(opened(run), run.directory), run.read("result.json"))
+
         if self.settings["report"]:
-            self._report()
+            from quartet.report import report_sweep
+
+            try:
+                summary = report_sweep(self.directory).summary
+                curves = [f"curves: {tensorboard(self.directory)}"] if any(self.directory.glob("*/events.*")) else []
+                print(printable("\n".join(["", summary, *curves]), keep="\n"), flush=True)
+            except Exception as error:  # the sweep is none the worse
+                again = command("report", argument("sweep", self.directory))
+                print(printable(f"error: no report ({described(error)}); try again with: {again}"), file=sys.stderr)
+
         ends = self._ends()
         failed, rate = ends.count("fail"), self.settings["max_failure_rate"]
         if failed > rate * len(ends):
             print(f"error: {failed} of {len(ends)} runs failed, above sweep.max_failure_rate={rate}", file=sys.stderr)
             sys.exit(1)
 
-    def _take_back(self) -> None:
-        """Remove what the sweep has written, but for the logs, which the messages name: it is not the latest one then."""
-        with suppress(OSError):
-            for number in self.study.states():
-                shutil.rmtree(self.directory / str(number), ignore_errors=True)
-            for name in (FILE, JOURNAL, LOCK, f".{JOURNAL}.lock"):
-                (self.directory / name).unlink(missing_ok=True)
-            if self.made:
-                self.directory.rmdir()
 
-    def _list_killed(self) -> None:
-        """In TensorBoard's HPARAMS, which has runs that end by themselves already."""
-        if not self.killed:
-            return
-        from quartet.build import build_loggers, opened
-        from quartet.train import write_hparams
-
-        for run in self.killed:
-            with suppress(ValueError):  # its config is not that of a run
-                metrics = run.read("result.json")["metrics"]
-                write_hparams(run, build_loggers(opened(run), run.directory), metrics, "failed")
-
-    def _report(self) -> None:
-        """A report that fails says so, and the sweep is none the worse."""
-        from quartet.report import report_sweep
-
-        try:
-            summary = report_sweep(self.directory).summary
-            curves = [f"curves: {tensorboard(self.directory)}"] if any(self.directory.glob("*/events.*")) else []
-            print(printable("\n".join(["", summary, *curves]), keep="\n"), flush=True)
-        except Exception as error:
-            again = command("report", argument("sweep", self.directory))
-            print(printable(f"error: no report ({described(error)}); try again with: {again}"), file=sys.stderr)
-
-
-def _make_absolute(config: DictConfig) -> None:
-    """Write paths so that the job's config means the same from everywhere."""
-    start, weights = config.finetune.init_from, config.model.get("weights")
-    if start == "latest":
-        raise ValueError(
-            "finetune.init_from=latest would be another run in each job of a sweep; name the run directory"
-        )
-    if start is not None:
-        config.finetune.init_from = str(Run.open(start, root=config.run.root).directory.resolve())
-    if config.data.get("path"):
-        config.data.path = user_path(config.data.path)
-    if weights is not None and os.path.isfile(user_path(weights)):
-        config.model.weights = user_path(weights)
-
-
-def best_logged(run: Run, metric: str, mode: str) -> dict[str, Any]:
+def best_logged(run: Run, objective: Objective) -> dict[str, Any]:
     """What a run that was killed had reached, from its metrics.csv: the parts of a result that are known."""
-    rows = [row for row in read_metrics(run.directory / "metrics.csv") if row.get(metric) not in (None, "", "nan")]
-    if not rows:
+    rows = read_metrics(run.directory / "metrics.csv")
+    best = objective.best(rows, lambda row: float(row.get(objective.metric) or "nan"))
+    if best is None:
         return {}
-    best = (min if mode == "min" else max)(rows, key=lambda row: float(row[metric]))
-    metrics = {name: float(value) for name, value in best.items() if name and name.startswith("val/") and value}
-    objective = {"name": metric, "value": metrics[metric]}
-    return {"metrics": metrics, "objective": objective, "steps": int(rows[-1]["step"]) + 1}
-
-
-def _short(word: str) -> str:
-    """Four digits of a number are enough to read."""
-    key, _, value = word.partition("=")
-    return f"{key}={float(value):.4g}" if re.fullmatch(r"[\d.]{7,}(e-?\d+)?", value) else word
+    metrics = {name: float(value) for name, value in best.items() if name.startswith("val/") and value}
+    steps = [int(row["step"]) + 1 for row in rows if row.get(objective.metric) not in (None, "", "nan")]
+    return {
+        "metrics": metrics,
+        "objective": {"name": objective.metric, "value": metrics[objective.metric]},
+        "steps": steps[-1],
+    }

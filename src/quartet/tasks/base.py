@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from quartet import optim
 from quartet.data.spec import Spec
-from quartet.distributed import total
+from quartet.system.distributed import total
 
 Batch = dict[str, Any]
 MakeOptimizer = Callable[[nn.Module], Optimizer]

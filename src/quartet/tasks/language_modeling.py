@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from quartet.distributed import gathered
+from quartet.system.distributed import gathered
 from quartet.tasks.base import Batch, Task
 
 

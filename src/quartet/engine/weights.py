@@ -102,7 +102,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is no checkpoint, or holds more than tensors and plain data; it was not loaded"
         ) from error
     except Exception as error:  # whatever a reader of a broken file may stumble over
-        raise ValueError(f"{path} is damaged; it was not loaded: bring back a copy of it, or train again") from error
+        raise ValueError(f"{path} is damaged; it was not loaded: restore a copy of it, or train again") from error
 
 
 def _check_sums(path: Path) -> None:
@@ -118,7 +118,7 @@ def load_checkpoint(task: nn.Module, path: Path, parts: dict[str, type] = STATE)
     checkpoint = _read_parts(path, parts)
     misfits = _load(task, dict(checkpoint["state_dict"]), fresh=())
     if misfits:
-        raise ValueError(f"{path} is of another network: {_some(misfits)}; bring back the run's own, or train again")
+        raise ValueError(f"{path} is of another network: {_some(misfits)}; restore the run's own, or train again")
     return checkpoint
 
 
@@ -141,9 +141,7 @@ def _read_parts(path: Path, parts: dict[str, type]) -> dict[str, Any]:
     missing = [part for part, value in given.items() if not isinstance(value, parts[part]) or value in ({}, [])]
     if missing or not _is_state(checkpoint["state_dict"]):
         what = ", ".join(missing) or "tensors as state_dict"
-        raise ValueError(
-            f"{path} is no checkpoint of a run: it has no {what}; bring back the run's own, or train again"
-        )
+        raise ValueError(f"{path} is no checkpoint of a run: it has no {what}; restore the run's own, or train again")
     return checkpoint
 
 

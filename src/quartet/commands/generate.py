@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 
 from quartet import build, config, sampling
 from quartet.arguments import PositiveInt, Rule, accepts, words
+from quartet.engine.weights import load_checkpoint
 from quartet.run import Run
 from quartet.say import printable
 from quartet.tasks.language_modeling import LanguageModeling
-from quartet.train import load_network
 
 OptionalShare: TypeAlias = Annotated[float, Rule("a number above 0 and at most 1", lambda p: 0 < p <= 1)] | None
 SETTINGS: dict[str, Any] = {
@@ -108,7 +108,7 @@ def load(run: Run) -> tuple[torch.nn.Module, Any]:
         )
     data = build.restore_data(run, values, read=False)
     task = build.build_task(values, data.spec)
-    load_network(task, run)
+    load_checkpoint(task, run.best_checkpoint)
     return task.network.eval(), data.tokenizer  # type: ignore[attr-defined]
 
 

@@ -1,7 +1,8 @@
-"""Data-parallel workers: processes that open the run directory and train, started again when one is killed.
+"""Several devices: workers that open the run directory and train, started again when one is killed.
 
-torchelastic starts and watches the workers of one attempt. A restart is a new agent with a new run_id, because
-torchelastic's own restart can hang while gloo connects; what it goes on from is in the run directory. Imports torch late.
+One device trains in this process. For several, torchelastic starts and watches the workers of one attempt. A restart is a
+new agent with a new run_id, because torchelastic's own restart can hang while gloo connects; what it resumes from is in
+the run directory. Imports torch late.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from quartet.interruption import Interrupted, signals, stoppable, stopping
+from omegaconf import DictConfig, ListConfig
 
-FIRST_MEETING, NEXT_MEETING = 600, 60  # s that nodes wait for each other: queues are slow, restarts begin together
+from quartet.run import Run
+from quartet.system.signals import Interrupted, signals, stoppable, stopping
+
+RENDEZVOUS_TIMEOUT_S, RESTART_TIMEOUT_S = 600, 60  # of nodes that wait for each other: queues are slow
 PARENT = "QUARTET_PARENT"  # the process that a worker does not outlive
 LOOPBACK = "127.0.0.1"
 UNTOUCHED = {"PYTHONSAFEPATH": "1"}  # what lies in the working directory is not imported in place of a package
@@ -62,8 +66,8 @@ class Failure:
         return "killed" if self.exit_code < 0 else "final"
 
     @property
-    def blame(self) -> tuple[int, float, int]:
-        """The least is to blame: whoever dies is lost by its peers, and torchelastic then stops the rest."""
+    def root_cause_key(self) -> tuple[int, float, int]:
+        """Sort key, smallest first: whoever dies is lost by its peers, and torchelastic then stops the rest."""
         return ("final", "killed", "lost", "stopped").index(self.kind), self.error.get("timestamp", 0.0), self.rank
 
     def __str__(self) -> str:
@@ -73,6 +77,48 @@ class Failure:
         if self.kind == "lost":
             return f"worker {self.rank} lost another process"
         return f"worker {self.rank} ended with exit code {self.exit_code}; what it printed says why"
+
+
+def execute(run: Run, data: Any = None) -> None:
+    """Train a run: here if it wants one device, or if this process is one of its workers; else by workers.
+
+    `data` are the run's, if this process has read them. Errors and signals are noted in the run and raised.
+    """
+    n, n_nodes = (1, 1) if environment_rank() else (n_workers(run.config), run.config.trainer.num_nodes)
+    if n * n_nodes == 1:
+        from quartet.engine.fit import train
+
+        train(run, data)
+        return
+    del data  # each worker reads them for itself
+    if n_nodes == 1:  # before workers start, the first of which holds the lock
+        with run.exclusively():
+            pass
+    workers = run.config.workers
+    try:
+        with inherited(run.for_workers()):
+            run_workers(
+                run.directory, n, n_nodes=n_nodes, rendezvous=workers.rendezvous, max_restarts=workers.max_restarts
+            )
+    except BlockingIOError:  # it is another process's to say how the run ends
+        raise
+    except (Exception, Interrupted) as error:
+        run.mark_failed(error)
+        raise
+
+
+def n_workers(config: DictConfig) -> int:
+    """Processes on this machine: one for each device."""
+    devices = config.trainer.devices
+    if isinstance(devices, list | ListConfig):
+        return len(devices)
+    if devices not in (-1, "-1", "auto"):
+        return int(devices)
+    if config.trainer.accelerator in ("cpu", "mps"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def run_workers(
@@ -96,9 +142,9 @@ def run_workers(
         failures = _attempt(command, n, n_nodes, rendezvous, f"{directory.name}-{attempt}")
         if not failures:
             return
-        first = min(failures, key=lambda failure: failure.blame)
+        first = min(failures, key=lambda failure: failure.root_cause_key)
         if first.kind == "final":
-            raise revive(first.error) if first.error else ChildProcessError(str(first))
+            raise exception_from_dict(first.error) if first.error else ChildProcessError(str(first))
         if attempt == max_restarts:
             more = first.error.get("message") or (
                 "mostly because memory ran out" if first.exit_code == -signal.SIGKILL else "a signal from outside"
@@ -120,7 +166,7 @@ def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, r
         for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torchelastic-events-null"):
             logger = logging.getLogger(name)
             logger.handlers, logger.propagate = [logging.NullHandler()], False  # we say it in our words
-        seconds = FIRST_MEETING if run_id.endswith("-0") else NEXT_MEETING
+        seconds = RENDEZVOUS_TIMEOUT_S if run_id.endswith("-0") else RESTART_TIMEOUT_S
         try:
             with stoppable(), tempfile.TemporaryDirectory(prefix="quartet-") as folder:
                 config = LaunchConfig(
@@ -128,7 +174,7 @@ def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, r
                     max_nodes=n_nodes,
                     nproc_per_node=n,
                     run_id=run_id,  # the same on all nodes, because an attempt ends on all of them together
-                    rdzv_backend="c10d" if n_nodes > 1 else _private_meeting(),
+                    rdzv_backend="c10d" if n_nodes > 1 else _loopback_rendezvous(),
                     rdzv_endpoint=rendezvous if rendezvous and n_nodes > 1 else "",
                     rdzv_configs={"timeout": seconds, "join_timeout": seconds, "read_timeout": seconds},
                     local_addr=None if n_nodes > 1 else LOOPBACK,  # alone, the host's name need not resolve
@@ -138,11 +184,11 @@ def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, r
                 )
                 try:
                     if n_nodes > 1 and rendezvous:
-                        _meeting_place(rendezvous)
+                        _rendezvous_store(rendezvous)
                     elastic_launch(config, command[0])(*command[1:])
                 except RendezvousError as error:
                     if any(Path(folder).iterdir()):  # torchelastic makes a folder when it starts workers
-                        return [Failure(0, 1, describe(error))]
+                        return [Failure(0, 1, exception_to_dict(error))]
                     raise ConnectionError(
                         f"{n_nodes} nodes did not meet at {rendezvous} within {seconds} s: the same command must run on "
                         f"each of them; where one failed, what it printed says why ({type(error).__name__}: {error})"
@@ -156,7 +202,7 @@ def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, r
 
 
 @cache
-def _private_meeting() -> str:
+def _loopback_rendezvous() -> str:
     """The name of a rendezvous for one node: a store that only this machine reaches.
 
     torch's own listens on all networks, and unpickles at each heartbeat what anyone has written into it.
@@ -180,12 +226,12 @@ def _private_meeting() -> str:
 
 
 @cache
-def _meeting_place(rendezvous: str) -> Any:
+def _rendezvous_store(rendezvous: str) -> Any:
     """The store at which nodes meet, served by one of them until it ends; agents, which use it, end with each attempt."""
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
 
-    return create_backend(RendezvousParameters("c10d", rendezvous, "quartet", 1, 1, read_timeout=FIRST_MEETING))
+    return create_backend(RendezvousParameters("c10d", rendezvous, "quartet", 1, 1, read_timeout=RENDEZVOUS_TIMEOUT_S))
 
 
 def _of_workers(n: int) -> dict[str, str]:
@@ -209,7 +255,7 @@ def _closed_to_the_network(n_nodes: int) -> dict[str, str]:
 @contextmanager
 def inherited(variables: dict[str, str], *others: str) -> Iterator[None]:
     """What processes that start meanwhile inherit, and this package on their path. As it was afterwards, `others` too."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     own = {**variables, "PYTHONPATH": path, **UNTOUCHED}
     former = {name: os.environ.get(name) for name in (*own, *others)}
     os.environ.update(own)
@@ -225,7 +271,7 @@ def inherited(variables: dict[str, str], *others: str) -> Iterator[None]:
 # errors between processes
 
 
-def describe(error: BaseException) -> dict[str, Any]:
+def exception_to_dict(error: BaseException) -> dict[str, Any]:
     """An error as plain data, with the keys that torchelastic expects of an error file: `message`, `timestamp`."""
     return {
         "message": str(error),
@@ -235,7 +281,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     }
 
 
-def revive(record: dict[str, Any]) -> Exception:
+def exception_from_dict(record: dict[str, Any]) -> Exception:
     """The error to raise for it here; a traceback of it ends with the other process's traceback."""
     kind = next((kind for kind in (ValueError, BlockingIOError, OSError) if kind.__name__ in record["types"]), None)
     error = kind(record["message"]) if kind else WorkerFailed(f"{record['types'][0]}: {record['message']}")
@@ -272,13 +318,13 @@ def share_directory(make: Callable[[], Path]) -> Path:
         try:
             store.set(key, json.dumps({"path": str(make())}))
         except Exception as error:
-            store.set(key, json.dumps({"error": describe(error)}))
+            store.set(key, json.dumps({"error": exception_to_dict(error)}))
     made = json.loads(store.get(key))
     store.set(f"{key} {rank}", "read")
     if rank == 0:  # whose end may be the store's
         store.wait([f"{key} {other}" for other in range(world_size)])
     if "error" in made:
-        raise revive(made["error"])
+        raise exception_from_dict(made["error"])
     return Path(made["path"])
 
 

@@ -10,9 +10,10 @@ from rich.cells import cell_len
 
 from quartet import build
 from quartet.callbacks.progress import progress
+from quartet.engine.fit import measure
+from quartet.engine.weights import load_checkpoint
 from quartet.run import Run
 from quartet.say import printable
-from quartet.train import load_network, measure
 
 PER_CLASS = re.compile(r"(val|test)_per_class/(\w+?)_of_(.*)", re.DOTALL)
 
@@ -60,6 +61,6 @@ def evaluate(run: Run, split: str, data_path: str | None = None) -> dict[str, fl
     build.seed_everything(config.seed)
     data = build.restore_data(run, config)
     task = build.build_task(config, data.spec)
-    load_network(task, run)
+    load_checkpoint(task, run.best_checkpoint)
     trainer = build.build_trainer(config, run.directory, callbacks=(progress(metrics=(), every_seconds=5.0),))
     return measure(trainer, task, data, split)

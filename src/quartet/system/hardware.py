@@ -13,6 +13,7 @@ SHAPE, REPEATS = (192, 768), 3  # a matrix of the default Transformer: 1 ms in f
 TOLERATED = 2.0  # times float32; units of its own make a product faster, emulation was 8 to 28 times slower (measured)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
+NO_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")  # in messages of torch's RuntimeErrors
 KEPT = 2**30  # bytes of freed memory on top of the heap that stay with the process
 
 
@@ -52,3 +53,9 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in NO_MEMORY)

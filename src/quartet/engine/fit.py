@@ -1,0 +1,328 @@
+"""One training run, in whatever process: a run directory in, a result out."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import sys
+import time
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from torch import nn
+
+from quartet import build
+from quartet.callbacks import tensorboard
+from quartet.callbacks.monitors import Throughput
+from quartet.data.base import DataModule
+from quartet.engine import weights
+from quartet.engine.failures import TOO_LARGE, explain
+from quartet.objective import Objective
+from quartet.run import DEBUG, Run
+from quartet.say import say
+from quartet.system.hardware import is_out_of_memory, keep_freed_memory
+from quartet.system.lightning_compat import align_validation, end_with_validation
+from quartet.system.signals import stoppable
+from quartet.tasks.base import Task
+
+# columns of every single run in TensorBoard's HPARAMS tab, and words of a command that are not hyperparameters
+ALWAYS_SHOWN = ("optimizer.lr", "data.batch_size")
+NO_HYPERPARAMETERS = ("run.", "resume", "logger", "callbacks", "hydra", "-", "data.path")
+
+
+class History(Callback):
+    """The metrics of each validation, so that those of the best one need no second pass; and the seconds of fitting."""
+
+    def __init__(self, metric: str, mode: str):
+        self.objective = Objective(metric, mode)
+        self.rows: list[dict[str, float]] = []
+        self.seconds, self._start = 0.0, 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds += time.monotonic() - self._start
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        align_validation(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        end_with_validation(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}
+        if self.objective.metric not in metrics:
+            raise ValueError(_undefined(self.objective.metric))
+        self.rows.append({"step": trainer.global_step, **metrics})
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The first validation with the best monitored value, as `Checkpoints` chooses it; empty without a number."""
+        return self.objective.best(self.rows, lambda row: row.get(self.objective.metric)) or {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "seconds": self.seconds + time.monotonic() - self._start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        rows, seconds = state_dict["rows"], state_dict["seconds"]
+        numbers = [seconds, *(value for row in rows for value in row.values())]
+        steps = [row.get("step") for row in rows]
+        if not all(type(n) in (int, float) for n in numbers) or not all(isinstance(step, int) for step in steps):
+            raise ValueError("the metrics of its validations are not numbers")
+        self.rows, self.seconds = rows, seconds
+
+
+def _undefined(metric: str) -> str:
+    return (
+        f"monitor.metric={metric} has no value for the validation part (R² needs two targets that differ, AUROC two "
+        "classes): monitor another metric, such as val/loss, or give validation more samples with data.split"
+    )
+
+
+class Parts(NamedTuple):
+    data: DataModule
+    task: Task
+    trainer: Trainer
+    history: History
+
+
+def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
+    """Fit, test the best checkpoint, write `result.json` last; resumes from `last.ckpt` if there is one.
+
+    Errors are kept in `error.txt` and raised, those that a user can do something about as ValueError or OSError. With
+    several workers each of them calls this, and the first one writes.
+    """
+    with stoppable(), run.exclusively():
+        try:
+            parts = prepare(run, data)
+        except BaseException as error:
+            if data is not None:  # a new run: nothing is lost
+                run.discard()
+            if is_out_of_memory(error):
+                raise ValueError(TOO_LARGE) from error
+            raise
+        try:
+            return _fit_and_test(run, parts)
+        except BaseException as error:
+            explained = error
+            with suppress(Exception):
+                explained = explain(error, run)
+            if explained is not error:
+                explained.__cause__ = error  # for error.txt
+            if parts.trainer.is_global_zero:
+                # first what happened; collecting the other facts may fail, and must not take its place
+                run.mark_failed(explained)
+                with suppress(Exception):
+                    facts = _facts(run, parts, {})
+                    run.mark_failed(explained, **facts)
+                    if isinstance(explained, Exception):
+                        write_hparams(run, parts.trainer.loggers, {**facts, "status": "failed"})
+            raise explained from explained.__cause__
+
+
+def fit_data(run: Run, config: DictConfig) -> DataModule:
+    """Read the data and fit their preprocessing; what inference, workers and people need of it is in the run then."""
+    build.seed_everything(config.seed)
+    data = build.build_data(config)
+    source = weights.find_source(config)
+    if source is not None:
+        weights.reuse_preprocessing(data, source)
+    say("reading the data")
+    data.setup()
+    run.write("data.json", data.report())
+    run.write("preprocessing.json", data.preprocessing())
+    return data
+
+
+def restore_data(run: Run, config: DictConfig) -> DataModule:
+    """The data read again with the preprocessing of the run, or fitted if the run was killed before it had any."""
+    if not (run.directory / "preprocessing.json").is_file():
+        return fit_data(run, config)
+    return build.restore_data(run, config)
+
+
+def prepare(run: Run, data: DataModule | None = None) -> Parts:
+    """Everything that training needs, built from the run directory; ValueError for what can be known to fail."""
+    config = build.opened(run)
+    build.seed_everything(config.seed)
+    if data is None:
+        data = restore_data(run, config)
+    task = build.build_task(config, data.spec, train=True)
+    if run.last_checkpoint is not None:
+        weights.check_resumable(task, run)
+    else:
+        weights.initialise(task.network, config, data.spec, weights.find_source(config), download=run.may_download)
+    history = History(config.monitor.metric, config.monitor.mode)
+    trainer = build.build_trainer(config, run.directory, train=True, callbacks=(history,))
+    _check_data_suffice(config, data, task, trainer)
+    if config.trainer.get("overfit_batches"):
+        data.overfit()
+    sizes = "  ".join(f"{part} {len(dataset):,}" for part, dataset in data.datasets.items())
+    parameters = sum(p.numel() for p in task.network.parameters())
+    say(f"samples: {sizes}  parameters: {parameters:,}  on {trainer.strategy.root_device}")
+    if trainer.world_size > 1:
+        n, world = data.batch_size, trainer.world_size
+        say(f"workers: {world}; a step takes {n * world} samples, {n} (data.batch_size) in each worker")
+    if config.run.name.startswith(f"{DEBUG}/") and trainer.is_global_zero:
+        _print_layers(task, data)
+    return Parts(data, task, trainer, history)
+
+
+def _check_data_suffice(config: DictConfig, data: DataModule, task: Task, trainer: Trainer) -> None:
+    """Raise ValueError if the data are too few for the monitored metric, for batch normalisation or for one step."""
+    # 1. the metric has a value, whatever is predicted
+    targets = getattr(data.datasets["val"], "target", None)
+    if isinstance(targets, torch.Tensor) and config.monitor.metric.removeprefix("val/") in task.undefined(targets):
+        raise ValueError(_undefined(config.monitor.metric))
+
+    # 2. one value of each channel has no variance
+    norms = [module for module in task.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if data.batch_size == 1 and norms:
+        try:
+            copy.deepcopy(task.network).cpu().train()(**_first_inputs(data, 1))
+        except ValueError as error:
+            other = "model.normalization=layer, or " if "normalization" in config.model else ""
+            raise ValueError(
+                "data.batch_size=1 leaves batch normalisation one value of each channel; "
+                f"use {other}data.batch_size=2 or more"
+            ) from error
+
+    # 3. an epoch has the batches of one optimizer step
+    n, window = len(data.datasets["train"]), trainer.accumulate_grad_batches
+    wanted = data.batch_size * trainer.world_size * window
+    if window > 1 and n < wanted:
+        raise ValueError(
+            f"a step takes {wanted} samples (data.batch_size={data.batch_size} × "
+            f"trainer.accumulate_grad_batches={window} × {trainer.world_size} workers), and there are {n:,} to train on; "
+            "lower one of them"
+        )
+
+
+def _first_inputs(data: DataModule, n: int) -> Any:
+    """The inputs of the first `n` training samples, on the CPU."""
+    batch = data.datasets["train"].to(torch.device("cpu")).gather(torch.arange(n))
+    return data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0)["inputs"]
+
+
+def _print_layers(task: Task, data: DataModule) -> None:
+    """The network's layers in the order in which a batch of two passes them, with output shapes and parameters."""
+    network, rows = copy.deepcopy(task.network).cpu(), []
+
+    def note(name: str, module: nn.Module) -> None:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            shape = "×".join(map(str, output.shape)) if isinstance(output, torch.Tensor) else ""
+            own = sum(p.numel() for p in module.parameters())
+            rows.append((name, type(module).__name__, shape, f"{own:,}" if own else ""))
+
+        module.register_forward_hook(hook)
+
+    for name, module in network.named_modules():
+        if not list(module.children()):
+            note(name, module)
+    with torch.no_grad():
+        network(**_first_inputs(data, min(2, len(data.datasets["train"]))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    sys.stdout.flush()
+
+
+def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
+    data, task, trainer, _ = parts
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    for name in ("result.json", "error.txt"):  # of the part before, if the run resumes
+        (run.directory / name).unlink(missing_ok=True)
+    for logger in trainer.loggers:  # TensorBoard's table says more once the run has ended
+        if not isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(tensorboard.flatten(build.plain(run.config)))  # type: ignore[arg-type]
+    trainer.fit(task, datamodule=data, ckpt_path=run.last_checkpoint, weights_only=True)
+    for stopper in trainer.early_stopping_callbacks:
+        if stopper.wait_count >= stopper.patience:
+            say(f"stopped: {stopper.monitor} has not improved for {stopper.patience} validations")
+    # a callback of the sweep may have stopped it; what is pruned is not worth a test
+    pruned = any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    test_metrics: dict[str, float] = {}
+    if run.config.get("test", True) and not pruned:
+        if run.checkpoints.is_dir():  # callbacks.checkpoint=null keeps the last weights, in memory only
+            trainer.strategy.load_model_state_dict(weights.read_checkpoint(run.best_checkpoint))
+        test_metrics = measure(trainer, task, data, "test")
+    result = {"status": "pruned" if pruned else "completed", **_facts(run, parts, test_metrics)}
+    if trainer.is_global_zero:
+        write_hparams(run, trainer.loggers, result)
+        (run.directory / "error.txt").unlink(missing_ok=True)  # of another command that may have failed meanwhile
+        run.write("result.json", result)
+    return result
+
+
+def measure(trainer: Trainer, task: Task, data: DataModule, part: str) -> dict[str, float]:
+    """The metrics of the whole `part` ("val" or "test") with the task's present weights."""
+    run = trainer.validate if part == "val" else trainer.test
+    (metrics,) = run(task, datamodule=data, verbose=False)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _facts(run: Run, parts: Parts, test_metrics: dict[str, float]) -> dict[str, Any]:
+    """What `result.json` says beside the status."""
+    _, task, trainer, history = parts
+    best = dict(history.best)
+    best_step, metric = best.pop("step", None), history.objective.metric
+    speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+    else:  # of this process; Linux counts in KiB, macOS in bytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    try:
+        checkpoint = str(run.best_checkpoint.relative_to(run.directory))
+    except FileNotFoundError:
+        checkpoint = None
+    return {
+        "metrics": {**best, **test_metrics},
+        "objective": {"name": metric, "value": best.get(metric)},
+        "best_step": best_step,
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "seconds": round(history.seconds, 3),
+        "throughput": speed and {"per_second": speed.per_second, "unit": speed.unit},
+        "peak_memory_bytes": peak,
+        "parameters": sum(p.numel() for p in task.network.parameters()),
+        "best_checkpoint": checkpoint,
+    }
+
+
+def write_hparams(run: Run, loggers: list[Logger], result: dict[str, Any]) -> None:
+    """The run in TensorBoard's HPARAMS tab, however it ended.
+
+    The tab shows few columns: of a sweep's job what varies, of a single run what was chosen on its command line and what
+    always matters.
+    """
+    shown: dict[str, Any] = {}
+    damaged = (OSError, ValueError, LookupError, TypeError, AttributeError)  # then the table says less
+    with suppress(*damaged):
+        space = Run(run.directory.parent).read("sweep.json")["space"]
+        words = [word.lstrip("+").partition("=") for word in run.read("trial.json")["overrides"]]
+        shown = {key: _number_or_text(value) for key, _, value in words if key in {name.lstrip("+") for name in space}}
+    if not shown:
+        config = build.plain(run.config)
+        values = tensorboard.flatten(config)
+        shown = {"run": config["run"]["name"], **{key: values[key] for key in ALWAYS_SHOWN if key in values}}
+        shown["seed"] = config["seed"]
+        with suppress(*damaged):
+            words = [word.lstrip("+").partition("=") for word in run.read("environment.json")["command"][1:]]
+            said = [(key, value) for key, _, value in words if value and not key.startswith(NO_HYPERPARAMETERS)]
+            shown |= {key: _number_or_text(value) for key, value in said}
+    for logger in loggers:
+        hparams = {**shown, "status": result["status"]}
+        tensorboard.write_hparams(logger, hparams, result["metrics"], known=build.val_metrics(run.config))
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
