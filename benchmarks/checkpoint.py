@@ -20,7 +20,8 @@ from pytorch_lightning import Callback, Trainer
 from quartet import build
 from quartet.callbacks import checkpoint
 from quartet.cli import _compose, quiet_libraries
-from quartet.commands.train import create, train
+from quartet.commands.train import create
+from quartet.engine.fit import train
 from quartet.engine.weights import read_checkpoint
 
 SETTINGS = {

@@ -26,8 +26,9 @@ import time
 import torch
 
 from quartet.cli import _compose, quiet_libraries
+from quartet.commands.train import create
+from quartet.engine.fit import train
 from quartet.run import Run
-from quartet.commands.train import create, train
 
 TEXT = (
     f"data=text data.path={sysconfig.get_path('stdlib')}/email/*.py data.vocab_size=512"  # some 300 kB, read in no time

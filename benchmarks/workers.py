@@ -22,7 +22,7 @@ from pathlib import Path
 from quartet.engine.elastic import run_workers
 
 EMPTY = "import os, pathlib, sys, time; begun = time.time()"
-TRAINING = "import quartet.train; " + EMPTY
+TRAINING = "import quartet.engine.fit; " + EMPTY
 NOTE = '; pathlib.Path(sys.argv[1], os.environ.get("RANK", "0")).write_text(f"{begun} {time.time()}")'
 
 

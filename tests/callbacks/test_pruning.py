@@ -18,7 +18,7 @@ class Reporter:
     def __init__(self, at: int):
         self.at, self.told = at, []
 
-    def is_hopeless(self, value: float, validation: int) -> bool:
+    def should_prune(self, value: float, validation: int) -> bool:
         self.told.append((validation, value))
         return validation >= self.at
 

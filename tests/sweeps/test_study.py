@@ -11,7 +11,7 @@ import pytest
 
 from quartet.sweeps.plan import FILE, JOURNAL, Plan
 from quartet.sweeps.space import parse
-from quartet.sweeps.study import Reporter, Study, _journal_lock
+from quartet.sweeps.study import Reporter, Study, journal_lock
 
 SETTINGS = {
     "sampler": "tpe", "pruner": None, "min_validations": 1, "reduction_factor": 3, "n_trials": 6, "max_minutes": None,
@@ -36,13 +36,14 @@ def open_study(directory, words=WORDS, **settings) -> Study:
 def test_every_sampler_proposes_points_inside_the_space(tmp_path, sampler):
     words = WORDS if sampler in ("tpe", "random", "gp") else ["lr=tag(log,interval(1e-4,1))", "batch=range(16,65,16)"]
     study = open_study(tmp_path, words, sampler=sampler)
+    values = {}
     for _ in range(4):
         number, proposal = study.ask()
         chosen = dict(word.split("=") for word in proposal)
+        values[number] = float(chosen["lr"])
         assert 1e-4 <= float(chosen["lr"]) <= 1 and int(chosen["batch"]) in (16, 32, 48, 64)
         assert chosen.get("dropout", "0") in ("0", "0.1", "0.3")
-        study.tell(number, "completed", [float(chosen["lr"])])
-    values = {trial.number: trial.values[0] for trial in study._trials(None)}
+        study.tell(number, "completed", [values[number]])
     assert study.best() == min(values, key=lambda number: values[number])
 
 
@@ -93,8 +94,8 @@ def test_a_hopeless_run_is_told_so_and_a_good_one_is_not(tmp_path):
     for value in (0.1, 0.2, 0.9):
         number, _ = study.ask()
         reporter = Reporter(tmp_path, number)
-        assert not reporter.is_hopeless(value, 1), "not before min_validations"
-        assert reporter.is_hopeless(value, 2) == (value > 0.1)
+        assert not reporter.should_prune(value, 1), "not before min_validations"
+        assert reporter.should_prune(value, 2) == (value > 0.1)
         study.tell(number, "pruned" if value > 0.1 else "completed", [value])
     assert study.states() == {0: "complete", 1: "pruned", 2: "pruned"} and study.best() == 0
 
@@ -104,8 +105,8 @@ def test_a_run_of_a_trial_that_has_ended_is_left_alone(tmp_path):
     for value in (0.1, 0.9):
         number, _ = study.ask()
         study.tell(number, "completed", [value])
-    assert not Reporter(tmp_path, 1).is_hopeless(100.0, 1)
-    assert not Reporter(tmp_path, 7).is_hopeless(100.0, 1), "no such trial"
+    assert not Reporter(tmp_path, 1).should_prune(100.0, 1)
+    assert not Reporter(tmp_path, 7).should_prune(100.0, 1), "no such trial"
 
 
 def test_a_line_that_a_full_disk_has_cut_is_taken_back_before_the_next_one(tmp_path):
@@ -122,7 +123,7 @@ def test_a_line_that_a_full_disk_has_cut_is_taken_back_before_the_next_one(tmp_p
 def test_a_line_that_somebody_is_writing_is_left_alone(tmp_path):
     """Jobs open the study while others write: only who holds the lock knows that an unfinished line stays unfinished."""
     open_study(tmp_path).ask()
-    lock = _journal_lock(tmp_path / JOURNAL)
+    lock = journal_lock(tmp_path / JOURNAL)
     lock.acquire()
     with (tmp_path / JOURNAL).open("ab") as journal:
         journal.write(b'{"op_code":7,"half')
@@ -184,7 +185,7 @@ def cma_study(directory, state: str):
 
 def test_a_pickle_in_place_of_the_state_of_cma_es_is_not_executed(tmp_path):
     study = cma_study(tmp_path, pickle.dumps(Bomb(tmp_path / "harm")).hex())
-    with pytest.raises(ValueError, match=r"journal\.log holds no state of CMA-ES .*system is none of its parts"):
+    with pytest.raises(ValueError, match=r"journal\.log holds no state of CMA-ES .*system is not one of its parts"):
         study.ask()
     assert not (tmp_path / "harm").exists()
 

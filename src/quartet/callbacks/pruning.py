@@ -52,4 +52,4 @@ class Pruning(Callback):
 
     def _is_hopeless(self) -> bool:
         assert self._best is not None
-        return self._reporter.is_hopeless(self._best, self._validations)
+        return self._reporter.should_prune(self._best, self._validations)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from quartet.files import cut_back
+from quartet.objective import Objective
 from quartet.run import described
 from quartet.sweeps.plan import JOURNAL, Plan
 from quartet.sweeps.space import Dimension, point
@@ -33,30 +35,43 @@ class Study:
 
     @property
     def n_trials(self) -> int:
-        return len(self._trials(None))
+        return len(self._study.get_trials(deepcopy=False))
 
     def states(self) -> dict[int, str]:
         """Trial number -> running, complete, pruned or fail."""
-        return {trial.number: trial.state.name.lower() for trial in self._trials(None)}
+        return {trial.number: trial.state.name.lower() for trial in self._study.get_trials(deepcopy=False)}
 
     def unfinished(self) -> Iterator[tuple[int, list[str]]]:
         """Trials that were proposed and have no end yet, with their overrides."""
-        from optuna.trial import TrialState
+        from optuna.trial import Trial, TrialState
 
-        for frozen in self._trials((TrialState.RUNNING, TrialState.WAITING)):
-            if frozen.state is TrialState.WAITING:
-                yield self._proposal(self._study.ask())
-            else:
-                from optuna.trial import Trial
-
-                yield self._proposal(Trial(self._study, frozen._trial_id))
+        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+            waits = frozen.state is TrialState.WAITING  # it was enqueued, and `ask` takes it first
+            yield self._proposal(self._study.ask() if waits else Trial(self._study, frozen._trial_id))
 
     def ask(self) -> tuple[int, list[str]]:
-        """The next trial's number and overrides; known points come first, in their order."""
-        known = self._known(self.n_trials)
-        if known is not None:
-            self._study.enqueue_trial(known)
+        """The next trial's number and overrides; known points come first, in their order, then those of a grid."""
+        number, start = self.n_trials, self.plan.start
+        if number < len(start):
+            self._study.enqueue_trial(start[number])
+        elif self.plan.sampler == "grid":
+            self._study.enqueue_trial(point(self.space, number - len(start)))
         return self._proposal(self._study.ask())
+
+    def _proposal(self, trial: Any) -> tuple[int, list[str]]:
+        """Also of a trial that was cut off while it was being proposed: what it has stays, the rest is sampled."""
+        from optuna.distributions import CategoricalDistribution, IntDistribution
+
+        words = []
+        for key, d in self._distributions.items():
+            if isinstance(d, CategoricalDistribution):
+                value = trial.suggest_categorical(key, d.choices)
+            elif isinstance(d, IntDistribution):
+                value = trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
+            else:
+                value = trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
+            words.append(f"{key}={value if isinstance(value, str) else repr(value)}")
+        return trial.number, words
 
     def tell(self, number: int, status: str, values: Sequence[float] | None = None) -> None:
         """`status` as in `result.json`; once for each trial."""
@@ -66,31 +81,18 @@ class Study:
         self._study.tell(number, list(values) if values and state is TrialState.COMPLETE else None, state)
 
     def best(self) -> int | None:
-        """The number of the best complete trial of one objective; the first of several."""
+        """The number of the best complete trial; None with several objectives."""
         from optuna.trial import TrialState
 
-        trials = self._trials((TrialState.COMPLETE,))
-        if not trials or len(self.plan.objectives) > 1:
+        if len(self.plan.objectives) > 1:
             return None
-        sign = 1 if next(iter(self.plan.objectives.values())) == "min" else -1
-        return min(trials, key=lambda trial: sign * trial.values[0]).number
-
-    def _trials(self, states: Any) -> list[Any]:
-        return self._study.get_trials(deepcopy=False, states=states)
-
-    def _known(self, number: int) -> dict[str, Any] | None:
-        if number < len(self.plan.start):
-            return self.plan.start[number]
-        return point(self.space, number - len(self.plan.start)) if self.plan.sampler == "grid" else None
-
-    def _proposal(self, trial: Any) -> tuple[int, list[str]]:
-        """Also of a trial that was cut off while it was being proposed: what it has stays, the rest is sampled."""
-        chosen = {key: _suggest(trial, key, distribution) for key, distribution in self._distributions.items()}
-        return trial.number, [f"{key}={_text(value)}" for key, value in chosen.items()]
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best = Objective(*next(iter(self.plan.objectives.items()))).best(trials, lambda trial: trial.values[0])
+        return best.number if best else None
 
 
 def reporter(run: Path) -> Reporter | None:
-    """For the run directory of a sweep's job; None where the run has been taken out of its sweep."""
+    """For the run directory of a sweep's job; None if the run has been taken out of its sweep."""
     note = run / "trial.json"
     if not (run.parent / JOURNAL).is_file() or not note.is_file():
         return None
@@ -105,12 +107,12 @@ class Reporter:
 
         plan = Plan.read(directory)
         study = open_study(directory, plan, create=False)
-        frozen = next((t for t in study.get_trials(deepcopy=False) if t.number == number), None)
-        self._open = frozen is not None and not frozen.state.is_finished()  # a run trained again later stands alone
-        self._trial = Trial(study, frozen._trial_id) if frozen is not None and self._open else None
+        frozen: Any = next((t for t in study.get_trials(deepcopy=False) if t.number == number), None)
+        # a run that is trained again later, when its trial has ended, stands alone
+        self._trial = None if frozen is None or frozen.state.is_finished() else Trial(study, frozen._trial_id)
         self._least = plan.min_validations
 
-    def is_hopeless(self, value: float, validation: int) -> bool:
+    def should_prune(self, value: float, validation: int) -> bool:
         """After validation number `validation`, the first being 1."""
         if self._trial is None:
             return False
@@ -119,136 +121,105 @@ class Reporter:
 
 
 def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
+    """The study in the journal of a sweep; ValueError if the journal is damaged."""
     import optuna
+    from optuna import pruners, samplers
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
-
-    _quiet(optuna)
-    journal = directory / JOURNAL
-    lock = _journal_lock(journal)
-    if lock.acquire():  # which mends the end of the file
-        lock.release()
-    try:
-        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
-    except Exception as error:  # Optuna replays all lines
-        if isinstance(error, OSError):
-            raise
-        raise ValueError(
-            f"{_damage(journal)} ({described(error)}); restore the file from a copy, or start another sweep: "
-            "the runs themselves are whole, scripts/report.py reads them"
-        ) from error
-    if not create:
-        return optuna.load_study(study_name=NAME, storage=storage, pruner=_pruner(plan))
-    study = optuna.create_study(
-        study_name=NAME,
-        storage=storage,
-        directions=["minimize" if mode == "min" else "maximize" for mode in plan.objectives.values()],
-        load_if_exists=True,
-        pruner=_pruner(plan),
-    )
-    study.sampler = _sampler(plan, len(study.get_trials(deepcopy=False)))
-    return study
-
-
-def _damage(journal: Path) -> str:
-    """Where Optuna cannot read it, for a person."""
-    for number, line in enumerate(journal.read_bytes().splitlines(), 1):
-        try:
-            json.loads(line)
-        except (ValueError, RecursionError):
-            return f"line {number} of {journal} is damaged"
-    return f"{journal} is damaged"
-
-
-def _sampler(plan: Plan, n_trials: int) -> Any:
-    """A sweep that goes on draws anew and not the same again, so the seed counts the trials there are."""
-    from optuna import samplers
-
-    seed = plan.seed + 1009 * n_trials  # a prime: neighbouring seeds of two sweeps do not meet
-    if plan.sampler == "tpe":
-        return samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
-    if plan.sampler == "gp":
-        return samplers.GPSampler(seed=seed)
-    if plan.sampler == "cma_es":
-        return _cma_es()(seed=seed)
-    if plan.sampler == "qmc":
-        return samplers.QMCSampler(scramble=True, seed=plan.seed)  # which keeps its place in the study
-    return samplers.RandomSampler(seed=seed)
-
-
-def _cma_es() -> Any:
-    from optuna.samplers import CmaEsSampler
-
-    class Careful(CmaEsSampler):
-        """Optuna keeps the state of the evolution in the journal, pickled; the journal may be a stranger's."""
-
-        def _restore_optimizer(self, completed_trials: Any) -> Any:
-            prefix = self._attr_key_optimizer
-            for trial in reversed(completed_trials):
-                parts = {key: value for key, value in trial.system_attrs.items() if key.startswith(prefix)}
-                if parts:
-                    return _read_state(self._concat_optimizer_attrs(parts))
-            return None
-
-    return Careful
-
-
-def _read_state(text: str) -> Any:
-    try:
-        state = _Numbers(io.BytesIO(bytes.fromhex(text))).load()
-        return state if state.dim else None
-    except Exception as error:
-        raise ValueError(f"{JOURNAL} holds no state of CMA-ES ({error}); start another sweep") from error
-
-
-class _Numbers(pickle.Unpickler):
-    """Reads what a CMA-ES consists of, and runs nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.partition(".")[0] == "cmaes" and name in ("CMA", "SepCMA", "CMAwM"):
-            return super().find_class(module, name)
-        if module.partition(".")[0] == "numpy" and name in ("dtype", "ndarray", "scalar", "_reconstruct"):
-            return super().find_class(module, name)
-        raise ValueError(f"{module}.{name} is none of its parts")
-
-
-def _pruner(plan: Plan) -> Any:
-    from optuna import pruners
-
-    least, factor = plan.min_validations, plan.reduction_factor
-    if plan.pruner == "asha":
-        return pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor)
-    if plan.pruner == "hyperband":
-        return pruners.HyperbandPruner(min_resource=least, reduction_factor=factor)
-    if plan.pruner == "median":
-        return pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least)  # five: a median of fewer says little
-    return pruners.NopPruner()
-
-
-def _suggest(trial: Any, key: str, distribution: Any) -> Any:
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-
-    d = distribution
-    if isinstance(d, CategoricalDistribution):
-        return trial.suggest_categorical(key, d.choices)
-    if isinstance(d, IntDistribution):
-        return trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
-    return trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
-
-
-def _quiet(optuna: Any) -> None:
-    import warnings
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", module=r"optuna(\..*)?")
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
+    # 1. the journal, whose end is mended before Optuna replays its lines
+    journal = directory / JOURNAL
+    lock = journal_lock(journal)
+    lock.acquire()
+    lock.release()
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))
+    except OSError:
+        raise
+    except Exception as error:
+        place = str(journal)
+        for number, line in enumerate(journal.read_bytes().splitlines(), 1):
+            try:
+                json.loads(line)
+            except (ValueError, RecursionError):
+                place = f"line {number} of {journal}"
+                break
+        raise ValueError(
+            f"{place} is damaged ({described(error)}); restore the file from a copy, or start another sweep: "
+            "the runs themselves are intact, scripts/report.py reads them"
+        ) from error
 
-def _journal_lock(journal: Path) -> Any:
+    # 2. what stops hopeless runs
+    least, factor = plan.min_validations, plan.reduction_factor
+    pruner: Any = pruners.NopPruner()
+    if plan.pruner == "asha":
+        pruner = pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor)
+    elif plan.pruner == "hyperband":
+        pruner = pruners.HyperbandPruner(min_resource=least, reduction_factor=factor)
+    elif plan.pruner == "median":
+        pruner = pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least)  # five: a median of fewer says little
+    if not create:
+        return optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
+
+    # 3. what proposes them
+    directions: Any = ["minimize" if mode == "min" else "maximize" for mode in plan.objectives.values()]
+    study = optuna.create_study(
+        study_name=NAME, storage=storage, directions=directions, load_if_exists=True, pruner=pruner
+    )
+    # a sweep that resumes draws anew and not the same again; a prime, so that neighbouring seeds do not meet
+    seed = plan.seed + 1009 * len(study.get_trials(deepcopy=False))
+    if plan.sampler == "tpe":
+        study.sampler = samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
+    elif plan.sampler == "gp":
+        study.sampler = samplers.GPSampler(seed=seed)
+    elif plan.sampler == "cma_es":
+        study.sampler = _safe_cma_es()(seed=seed)
+    elif plan.sampler == "qmc":
+        study.sampler = samplers.QMCSampler(scramble=True, seed=plan.seed)  # which keeps its place in the study
+    else:
+        study.sampler = samplers.RandomSampler(seed=seed)
+    return study
+
+
+def _safe_cma_es() -> Any:
+    """Optuna's CMA-ES keeps its state in the journal, pickled; the journal may be a stranger's."""
+    from optuna.samplers import CmaEsSampler
+
+    class StateUnpickler(pickle.Unpickler):
+        """Reads what a CMA-ES consists of, and runs nothing else."""
+
+        def find_class(self, module: str, name: str) -> Any:
+            package = module.partition(".")[0]
+            if package == "cmaes" and name in ("CMA", "SepCMA", "CMAwM"):
+                return super().find_class(module, name)
+            if package == "numpy" and name in ("dtype", "ndarray", "scalar", "_reconstruct"):
+                return super().find_class(module, name)
+            raise ValueError(f"{module}.{name} is not one of its parts")
+
+    class SafeCmaEsSampler(CmaEsSampler):
+        def _restore_optimizer(self, completed_trials: Any) -> Any:
+            prefix = self._attr_key_optimizer
+            for trial in reversed(completed_trials):
+                parts = {key: value for key, value in trial.system_attrs.items() if key.startswith(prefix)}
+                if parts:
+                    try:
+                        text = self._concat_optimizer_attrs(parts)
+                        state = StateUnpickler(io.BytesIO(bytes.fromhex(text))).load()
+                        return state if state.dim else None
+                    except Exception as error:
+                        raise ValueError(
+                            f"{JOURNAL} holds no state of CMA-ES ({error}); start another sweep"
+                        ) from error
+            return None
+
+    return SafeCmaEsSampler
+
+
+def journal_lock(journal: Path) -> Any:
     """The kernel's lock, which ends with its process; Optuna's own stay behind a killed one for half a minute."""
     from optuna.storages.journal._file import BaseJournalFileLock
 
