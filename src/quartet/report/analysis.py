@@ -1,0 +1,384 @@
+"""What a table of runs says: what differs, which runs repeat one setting, the ranking, and what can be concluded."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from quartet.report.runs import STATUSES, Frame, curve, mapping, numbers, objectives
+from quartet.report.statistics import Comparison, Estimate, compare, estimate, importance, is_number, pareto_front
+from quartet.typed import repeated
+
+# keys in which repetitions of one setting may differ, as in `quartet.run.signature`
+REPETITION = re.compile(r"(run|sweep|callbacks\.pruning)(\.|$)|(seed|test|resume|data\.(fold|seed|path))$")
+# what shows or debugs a run and does not change it
+DISPLAY = re.compile(
+    r"logger(\.|$)|trainer\.(profiler|fast_dev_run|detect_anomaly|enable_\w+|log_every_n_steps|max_restarts)"
+    r"|callbacks\.(progress|throughput|gradient_norm|learning_rate|overlay|figures|data_report|samples)(\.|$)"
+)
+OTHER_DATA = re.compile(r"data\.(_target_|source|path|folds|split|split_seed|target|label|name|group)(\.|$)")
+DEFAULT = "default"  # of a config group whose choice a run left as it was
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in seed and fold only, and the values of `parameters` that they share."""
+
+    values: dict[str, Any]
+    runs: Frame
+    objectives: dict[str, str]
+
+    @cached_property
+    def scored(self) -> Frame:
+        """Completed runs with a finite value of each objective, the first one for each seed and fold."""
+        completed = self.runs[self.runs["status"] == "completed"]
+        finite = pd.concat([numbers(completed, metric).notna() for metric in self.objectives], axis=1).all(axis=1)
+        return completed[finite].drop_duplicates(["seed", "fold"])
+
+    @property
+    def repeated(self) -> int:
+        """Completed runs that are not counted: exact repetitions, or without a finite value."""
+        return int((self.runs["status"] == "completed").sum()) - len(self.scored)
+
+    def scores(self, metric: str) -> dict[tuple[Any, Any], float]:
+        """(seed, fold) -> value."""
+        pairs = zip(self.scored["seed"], self.scored["fold"], strict=True)
+        return dict(zip(pairs, numbers(self.scored, metric), strict=True))
+
+    def estimate(self, metric: str) -> Estimate:
+        return estimate([*self.scores(metric).values()])
+
+    @cached_property
+    def best(self) -> Frame:
+        """The run that is best in the first objective."""
+        metric, mode = next(iter(self.objectives.items()))
+        scores = numbers(self.scored, metric)
+        return self.scored.loc[scores.idxmin() if mode == "min" else scores.idxmax()]
+
+    @property
+    def name(self) -> str:
+        told = {k: v for k, v in self.values.items() if v != DEFAULT or k.endswith(("_target_", ".name"))}
+        words = " ".join(f"{key}={text(value)}" for key, value in told.items())
+        return words or ("the defaults" if self.values else "the one setting")
+
+    def commands(self) -> tuple[str | None, str | None]:
+        """The command of the best run; if there are several runs, also the one that repeats all of them."""
+        overrides, n = self.best["overrides"], len(self.scored)
+        if overrides is None or n < 2:
+            return self.best["command"], None
+        words = [word for word in overrides if not re.match(r"[+]*(seed|data\.fold)=", word)]
+        seeds, folds = (list(dict.fromkeys(self.scored[name])) for name in ("seed", "fold"))
+        if any(word.startswith("seed=") for word in overrides):
+            words.append(f"seed={','.join(map(str, seeds))}")
+        if len(folds) > 1:
+            words.append(f"data.fold={','.join(map(str, folds))}")
+        return self.best["command"], repeated(words, sweep=True) if len(seeds) * len(folds) == n else None
+
+    def complete_folds(self) -> dict[Any, Frame]:
+        """Seed -> its runs in the order of folds, for seeds whose folds are all completed."""
+        crossed = self.scored[self.scored["fold"].map(is_number)].sort_values("fold")
+        groups = dict(iter(crossed.groupby("seed", sort=False, dropna=False)))
+        return {seed: runs for seed, runs in groups.items() if len(runs) == runs.iloc[0].get("config.data.folds")}
+
+
+def settings(runs: Frame, plan: dict[str, Any]) -> list[Setting]:
+    """All settings, the best mean of the first objective first, those without a score last."""
+    metrics = objectives(runs, plan)
+    keys, known = parameters(runs, plan), _configured(runs)
+    identity = [*_differing(known), *(key for key in keys if key == "data.path")]
+    identity = [f"config.{key}" for key in identity if f"config.{key}" in known]
+    same = known[identity].map(_identity).agg(tuple, axis=1) if identity else [()] * len(known)
+    found = []
+    for _, group in known.groupby(pd.Series(same, known.index, dtype=object), sort=False):
+        values: dict[str, Any] = {}
+        for key in keys:  # a run may name a choice, or leave it as it is
+            said = [value for value in column(group, key) if value != DEFAULT]
+            values[key] = said[0] if said else DEFAULT
+        found.append(Setting(values, group, metrics))
+    metric, mode = next(iter(metrics.items()))
+    sign = 1 if mode == "min" else -1
+    return sorted(found, key=lambda s: math.inf if s.scored.empty else sign * s.estimate(metric).mean)
+
+
+def parameters(runs: Frame, plan: dict[str, Any]) -> list[str]:
+    """The keys that tell settings apart: those of the sweep, else what differs, without what follows from a choice."""
+    known = _configured(runs)
+    shown = [key for key in _space(plan) if key == "data.path" or not REPETITION.match(key)]
+    differing, choices = [key for key in _differing(known) if key not in shown], shown.copy()
+    if not shown:
+        # without a plan the commands say what was meant: first the config groups that were chosen differently and have
+        # consequences that nobody typed, then keys that were typed, then classes
+        words = [_words(overrides) for overrides in known["overrides"]]
+        typed = sorted({key for typed_by_run in words for key in typed_by_run if not DISPLAY.match(key)})
+        consequences = [key for key in differing if key not in typed]
+        for key in typed:
+            below = [name for name in known if name.startswith(f"config.{key}.")]
+            follows = not below or any(name.startswith(f"{key}.") for name in consequences)
+            is_leaf, differs = f"config.{key}" in known, len({word.get(key) for word in words}) > 1
+            if differs and follows and not is_leaf and not key.startswith("hydra") and not REPETITION.match(key):
+                choices.append(key)
+        targets = [key for key in consequences if key.endswith("._target_") and not choices]
+        shown = [*choices, *(key for key in differing if key in typed), *targets]
+        choices = choices or targets
+    # of the rest: what does not follow from the choices, and one of those that always move together
+    chosen = pd.Series([repr(row) for row in zip(*(column(known, key) for key in choices), strict=True)], dtype=object)
+    patterns = set()
+    for key in [key for key in differing if key not in shown]:
+        codes = pd.factorize(known[f"config.{key}"].map(_identity))[0]
+        if choices and int(pd.Series(codes).groupby(chosen).nunique().max()) == 1:
+            continue
+        if tuple(codes) not in patterns:
+            patterns.add(tuple(codes))
+            shown.append(key)
+    return shown
+
+
+def column(runs: Frame, key: str) -> list[Any]:
+    """The value of a parameter in each run: from the config, or if it is a config group, from the command."""
+    name, found = f"config.{key}", []
+    for run in runs.to_dict("records"):
+        value = run.get(name, math.nan)
+        if value is None or value == value:  # NaN: the config has no such key
+            found.append(value.rpartition(".")[2] if key.endswith("_target_") and value else value)
+        else:
+            found.append(_words(run["overrides"]).get(key, DEFAULT))
+    return found
+
+
+def is_log(key: str, values: Iterable[Any], plan: dict[str, Any]) -> bool:
+    """Numbers that were drawn on a logarithmic scale; if values were listed, those that span a decade."""
+    found = {value for value in values if is_number(value)}
+    if not found or min(found) <= 0:
+        return False
+    words = _space(plan).get(key, "")
+    if re.match(r"tag\([^()]*\blog\b", words):
+        return True
+    return not re.search(r"\b(interval|range)\(", words) and len(found) > 2 and max(found) >= 10 * min(found)
+
+
+def text(value: Any) -> str:
+    """A value as a person writes it; four digits of a number are enough to read."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def short(keys: Iterable[str]) -> dict[str, str]:
+    """optimizer.lr -> lr, unless another key ends so."""
+    keys = list(keys)
+    ends = [key.rpartition(".")[2] for key in keys]
+    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
+
+
+def _space(plan: dict[str, Any]) -> dict[str, str]:
+    return {key.lstrip("+~"): str(value) for key, value in mapping(plan, "space").items()}
+
+
+def _configured(runs: Frame) -> Frame:
+    """The runs whose config could be read."""
+    configs = runs[[name for name in runs if name.startswith("config.")]]
+    return runs[configs.notna().any(axis=1)]
+
+
+def _differing(known: Frame) -> list[str]:
+    """Leaf keys in which the configs differ, in their order there, without those of repetitions and of display."""
+    keys = [name.removeprefix("config.") for name in known if name.startswith("config.")]
+    keys = [key for key in keys if not (REPETITION.match(key) or DISPLAY.match(key))]
+    return [key for key in keys if known[f"config.{key}"].map(_identity).nunique() > 1]
+
+
+def _identity(value: Any) -> str:
+    """1 is not 1.0 or True; a missing key is the same as null."""
+    return repr(None if value is None or value != value else value)
+
+
+def _words(overrides: list[str] | None) -> dict[str, str]:
+    """Typed overrides as key -> value; of a key given twice the last one."""
+    pairs = (word.lstrip("+").partition("=") for word in overrides or [] if "=" in word)
+    return {key: value for key, _, value in pairs}
+
+
+@dataclass
+class Analysis:
+    """Everything a report says, computed once; `output` is the directory of the report, `plan` that of sweep.json."""
+
+    name: str
+    output: Path
+    runs: Frame
+    plan: dict[str, Any] = field(default_factory=dict)
+    # setting's name -> seed -> (metrics, samples, runs), or why it could not be computed
+    out_of_fold: dict[str, Any] = field(default_factory=dict)
+    tested: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for runs that do not compare."""
+        self.objectives = objectives(self.runs, self.plan)
+        self.metric, self.mode = next(iter(self.objectives.items()))
+        self.settings = settings(self.runs, self.plan)
+        self.ranked = [setting for setting in self.settings if not setting.scored.empty]
+        self.keys = parameters(self.runs, self.plan)
+        self.log = {key for key in self.keys if is_log(key, column(self.runs, key), self.plan)}
+        means = [[setting.estimate(metric).mean for metric in self.objectives] for setting in self.ranked]
+        self.front = pareto_front(means, list(self.objectives.values()))
+        self.configured = _configured(self.runs).index
+        # with several objectives the choice is a person's
+        self.winner = self.ranked[0] if self.ranked and len(self.objectives) == 1 else None
+
+    def of(self, *statuses: str) -> Frame:
+        return self.runs[self.runs["status"].isin(statuses)]
+
+    @property
+    def counts(self) -> str:
+        found = self.runs["status"].value_counts().to_dict()
+        order = [*STATUSES, *sorted(found.keys() - set(STATUSES))]
+        return ", ".join(f"{found[status]} {status}" for status in order if status in found) or "no runs"
+
+    @cached_property
+    def other_data(self) -> list[str]:
+        """Keys by which the ranked settings were validated on different data."""
+        best = self.runs.loc[[setting.best.name for setting in self.ranked]]
+        return [key for key in _differing(best) if OTHER_DATA.match(key)]
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """Of the best two settings; None if there are not two, or if they were validated on different data."""
+        if len(self.ranked) < 2 or len(self.objectives) > 1 or self.other_data:
+            return None
+        first, second = self.ranked[:2]
+        folds = first.best.get("config.data.folds")
+        return compare(first.scores(self.metric), second.scores(self.metric), folds)
+
+    @cached_property
+    def points(self) -> Frame:
+        """Completed runs, then pruned ones, with a finite value: the parameters of their setting beside the metric."""
+        rows = []
+        for status in ("completed", "pruned"):
+            for setting in self.settings if status == "pruned" else self.ranked:
+                runs = setting.scored if status == "completed" else setting.runs[setting.runs["status"] == status]
+                known = runs[numbers(runs, self.metric).notna()]
+                facts = known[["seed", "fold", "status", self.metric]].to_dict("records") if len(known) else []
+                rows += [{**setting.values, **fact} for fact in facts]
+        return pd.DataFrame(rows, dtype=object)
+
+    @cached_property
+    def varied(self) -> list[str]:
+        """The parameters that differ among the points; none if nothing is completed."""
+        return [key for key in self.keys if self.ranked and self.points[key].map(repr).nunique() > 1]
+
+    @cached_property
+    def importance(self) -> dict[str, float] | str:
+        """Shares of the varied parameters, of seed and of fold (which are chance); or why there are none."""
+        if not self.varied:
+            return "no parameter varies"
+        runs = self.points[self.points["status"] == "completed"]
+        chance = runs[["seed", "fold"]].map(str)
+        points = pd.concat([runs[self.varied], chance], axis=1).to_dict("records")
+        try:
+            return importance(points, [*numbers(runs, self.metric)], self.log)
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+
+    @property
+    def facts(self) -> str:
+        better = {"min": "lower", "max": "higher"}
+        goals = " and ".join(f"{metric} ({better[mode]} is better)" for metric, mode in self.objectives.items())
+        facts = f"{len(self.runs)} runs: {self.counts}. Ranked by {goals}."
+        if self.plan.get("sampler"):
+            pruner, n = self.plan.get("pruner") or "none", self.plan.get("n_trials")
+            facts += f" Sampler {self.plan['sampler']}, pruner {pruner}, {n} runs planned."
+        return facts
+
+    @property
+    def command(self) -> str | None:
+        """Starts the sweep again."""
+        words = self.plan.get("command")
+        return repeated(map(str, words), sweep=True) if isinstance(words, list) and words else None
+
+    @property
+    def environment(self) -> str:
+        """Hardware, versions and commit of the first run that says so."""
+        known = next((found for found in self.runs["environment"] if found), {})
+        packages = ", ".join(f"{name} {version}" for name, version in mapping(known, "packages").items())
+        git = mapping(known, "git")
+        changed = ", changed since" if git.get("dirty") else ""
+        code = f"commit {str(git.get('commit'))[:12]}{changed}" if git else "no git"
+        machine = f"{known.get('processor')}, {known.get('cores')} cores; Python {known.get('python')}"
+        return f"{machine}, {packages}; {code}." if known else ""
+
+    @property
+    def headline(self) -> str:
+        if not self.ranked:
+            return f"Nothing is completed with a finite {self.metric}: {self.counts}."
+        if self.winner is None:
+            front = f"{len(self.front)} of {len(self.ranked)} settings"
+            return f"On the Pareto front of {', '.join(self.objectives)}: {front}."
+        e = self.winner.estimate(self.metric)
+        spread = f"mean ± std, n = {e.n}, 95 % interval {e.interval}" if e.n > 1 else "n = 1"
+        return f"{self.winner.name}: {self.metric} {e} ({spread})"
+
+    @cached_property
+    def caveats(self) -> list[str]:
+        """What the numbers do not say."""
+        counts, notes = [len(setting.scored) for setting in self.ranked], []
+        if not counts:
+            return []
+        if max(counts) == 1:
+            notes += ["One seed for each setting: a difference may be chance. Repeat the best with seed=0,1,2,3,4."]
+        elif min(counts) < max(counts):
+            some = f"Settings have from {min(counts)} to {max(counts)} runs (column n)"
+            notes += [f"{some}; a mean of few is more easily lucky."]
+        if any(setting.scored["fold"].nunique(dropna=False) > 1 for setting in self.ranked):
+            notes += [
+                "Folds share most of their training data, so their values depend on each other and the intervals of "
+                "means are too narrow; only the comparison of the best two is corrected for it (Nadeau & Bengio 2003)."
+            ]
+        elif max(counts) > 1:
+            notes += ["Seeds vary the training on one and the same split: the intervals say nothing about other data."]
+        if self.other_data:
+            notes += [
+                f"Settings differ in {', '.join(self.other_data)}: they were validated on different samples, so their "
+                "values do not compare as they stand, and there is no paired comparison."
+            ]
+        if {"task", "task.loss"} & {*self.keys} and "val/loss" in self.objectives:
+            notes += ["Settings differ in the loss itself: val/loss is not the same quantity; compare another metric."]
+        if "data.tokenizer" in self.keys and {"val/loss", "val/perplexity"} & self.objectives.keys():
+            notes += [
+                "Losses are per token and tokenizers differ: compare with monitor.metric=val/bits_per_byte instead."
+            ]
+        if repeated := sum(setting.repeated for setting in self.settings):
+            notes += [
+                f"{repeated} completed runs repeat another one (seed and fold too) or have no finite value: not counted."
+            ]
+        if self.winner is not None:
+            best, values = float(self.winner.best[self.metric]), curve(self.winner.best, self.metric)
+            if len(values) and abs(values.iloc[-1] - best) > 0.25 * abs(best):  # luck, or overfitting
+                notes += [
+                    f"Run {self.winner.best['run']} had {self.metric} {best:.4g} at its best validation and "
+                    f"{values.iloc[-1]:.4g} at its last: look at its learning curve before you trust the first of them."
+                ]
+        if len(counts) > 1:
+            notes += [
+                "Each value is that of the run's best validation, and the settings were chosen by it: expect it to be a "
+                "little better than on data nobody has looked at. The test part answers that, once: scripts/report.py … "
+                "test_winner=true."
+            ]
+        return notes
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def digits(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "–"
