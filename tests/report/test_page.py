@@ -20,15 +20,21 @@ def content(make_sweep):
     analysis.out_of_fold = {FOREIGN: FOREIGN}
     cells = table([FOREIGN, "runs"], [[FOREIGN, [(FOREIGN, f"{FOREIGN}/"), (FOREIGN, None)]]])
     names = ("space", "ranking", "pruned", "lost", "cost", "test", "front")
-    figure = {"path": f"figures/{FOREIGN}.png", "data": "", "alt": FOREIGN}
+    figure = {"path": f"figures/{FOREIGN}.png", "data": ""}
     figures = dict.fromkeys(("ranking", "effects", "curves", "pareto", "time"), figure)
-    return {"analysis": analysis, "figures": figures, "tables": {**dict.fromkeys(names, cells), "out_of_fold": []}}
+    return {
+        "analysis": analysis,
+        "figures": figures,
+        "tables": {**dict.fromkeys(names, cells), "out_of_fold": []},
+        "command": FOREIGN,
+        "made_with": {"processor": FOREIGN},
+    }
 
 
 def test_foreign_text_is_text_in_html(content):
     page = render("report.html.j2", **content)
     assert "<script" not in page and page.count("&lt;script&gt;") > 40
-    assert 'alt="&lt;script' in page and '"x"' not in page
+    assert 'alt="On the front: data.name=&lt;script' in page and '"x"' not in page
 
 
 def test_foreign_text_is_text_in_markdown(content):

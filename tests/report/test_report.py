@@ -37,7 +37,7 @@ def test_five_seeds_of_two_settings(seeds):
     text = words(seeds)
     for expected in ("0.424 ± 0.021", "0.510 ± 0.016", "0.398 to 0.450", "-0.086", "-0.109 to -0.063"):
         assert expected in text, expected
-    assert "Wilcoxon's test needs 6 pairs" in text and "say nothing about other data" in text
+    assert "Wilcoxon's test needs six pairs" in text and "say nothing about other data" in text
 
 
 def test_the_winner_s_commands(seeds):

@@ -52,6 +52,10 @@ class Setting:
         pairs = zip(self.scored["seed"], self.scored["fold"], strict=True)
         return dict(zip(pairs, numbers(self.scored, metric), strict=True))
 
+    @property
+    def crosses_folds(self) -> bool:
+        return self.scored["fold"].nunique(dropna=False) > 1
+
     def estimate(self, metric: str) -> Estimate:
         return estimate([*self.scores(metric).values()])
 
@@ -132,7 +136,7 @@ def parameters(runs: Frame, plan: dict[str, Any]) -> list[str]:
     patterns = set()
     for key in [key for key in differing if key not in shown]:
         codes = pd.factorize(known[f"config.{key}"].map(_identity))[0]
-        if choices and int(pd.Series(codes).groupby(chosen).nunique().max()) == 1:
+        if choices and max(pd.Series(codes).groupby(chosen).nunique()) == 1:
             continue
         if tuple(codes) not in patterns:
             patterns.add(tuple(codes))
@@ -260,13 +264,12 @@ class Analysis:
     @cached_property
     def points(self) -> Frame:
         """Completed runs, then pruned ones, with a finite value: the parameters of their setting beside the metric."""
+        parts = [(setting, setting.scored) for setting in self.ranked]
+        parts += [(setting, setting.runs[setting.runs["status"] == "pruned"]) for setting in self.settings]
         rows = []
-        for status in ("completed", "pruned"):
-            for setting in self.settings if status == "pruned" else self.ranked:
-                runs = setting.scored if status == "completed" else setting.runs[setting.runs["status"] == status]
-                known = runs[numbers(runs, self.metric).notna()]
-                facts = known[["seed", "fold", "status", self.metric]].to_dict("records") if len(known) else []
-                rows += [{**setting.values, **fact} for fact in facts]
+        for setting, runs in parts:
+            for run in runs[numbers(runs, self.metric).notna()].to_dict("records"):
+                rows.append({**setting.values, **{key: run[key] for key in ("seed", "fold", "status", self.metric)}})
         return pd.DataFrame(rows, dtype=object)
 
     @cached_property
@@ -288,33 +291,6 @@ class Analysis:
             return str(error)
 
     @property
-    def facts(self) -> str:
-        better = {"min": "lower", "max": "higher"}
-        goals = " and ".join(f"{metric} ({better[mode]} is better)" for metric, mode in self.objectives.items())
-        facts = f"{len(self.runs)} runs: {self.counts}. Ranked by {goals}."
-        if self.plan.get("sampler"):
-            pruner, n = self.plan.get("pruner") or "none", self.plan.get("n_trials")
-            facts += f" Sampler {self.plan['sampler']}, pruner {pruner}, {n} runs planned."
-        return facts
-
-    @property
-    def command(self) -> str | None:
-        """Starts the sweep again."""
-        words = self.plan.get("command")
-        return repeated(map(str, words), sweep=True) if isinstance(words, list) and words else None
-
-    @property
-    def environment(self) -> str:
-        """Hardware, versions and commit of the first run that says so."""
-        known = next((found for found in self.runs["environment"] if found), {})
-        packages = ", ".join(f"{name} {version}" for name, version in mapping(known, "packages").items())
-        git = mapping(known, "git")
-        changed = ", changed since" if git.get("dirty") else ""
-        code = f"commit {str(git.get('commit'))[:12]}{changed}" if git else "no git"
-        machine = f"{known.get('processor')}, {known.get('cores')} cores; Python {known.get('python')}"
-        return f"{machine}, {packages}; {code}." if known else ""
-
-    @property
     def headline(self) -> str:
         if not self.ranked:
             return f"Nothing is completed with a finite {self.metric}: {self.counts}."
@@ -325,60 +301,10 @@ class Analysis:
         spread = f"mean ± std, n = {e.n}, 95 % interval {e.interval}" if e.n > 1 else "n = 1"
         return f"{self.winner.name}: {self.metric} {e} ({spread})"
 
-    @cached_property
-    def caveats(self) -> list[str]:
-        """What the numbers do not say."""
-        counts, notes = [len(setting.scored) for setting in self.ranked], []
-        if not counts:
-            return []
-        if max(counts) == 1:
-            notes += ["One seed for each setting: a difference may be chance. Repeat the best with seed=0,1,2,3,4."]
-        elif min(counts) < max(counts):
-            some = f"Settings have from {min(counts)} to {max(counts)} runs (column n)"
-            notes += [f"{some}; a mean of few is more easily lucky."]
-        if any(setting.scored["fold"].nunique(dropna=False) > 1 for setting in self.ranked):
-            notes += [
-                "Folds share most of their training data, so their values depend on each other and the intervals of "
-                "means are too narrow; only the comparison of the best two is corrected for it (Nadeau & Bengio 2003)."
-            ]
-        elif max(counts) > 1:
-            notes += ["Seeds vary the training on one and the same split: the intervals say nothing about other data."]
-        if self.other_data:
-            notes += [
-                f"Settings differ in {', '.join(self.other_data)}: they were validated on different samples, so their "
-                "values do not compare as they stand, and there is no paired comparison."
-            ]
-        if {"task", "task.loss"} & {*self.keys} and "val/loss" in self.objectives:
-            notes += ["Settings differ in the loss itself: val/loss is not the same quantity; compare another metric."]
-        if "data.tokenizer" in self.keys and {"val/loss", "val/perplexity"} & self.objectives.keys():
-            notes += [
-                "Losses are per token and tokenizers differ: compare with monitor.metric=val/bits_per_byte instead."
-            ]
-        if repeated := sum(setting.repeated for setting in self.settings):
-            notes += [
-                f"{repeated} completed runs repeat another one (seed and fold too) or have no finite value: not counted."
-            ]
-        if self.winner is not None:
-            best, values = float(self.winner.best[self.metric]), curve(self.winner.best, self.metric)
-            if len(values) and abs(values.iloc[-1] - best) > 0.25 * abs(best):  # luck, or overfitting
-                notes += [
-                    f"Run {self.winner.best['run']} had {self.metric} {best:.4g} at its best validation and "
-                    f"{values.iloc[-1]:.4g} at its last: look at its learning curve before you trust the first of them."
-                ]
-        if len(counts) > 1:
-            notes += [
-                "Each value is that of the run's best validation, and the settings were chosen by it: expect it to be a "
-                "little better than on data nobody has looked at. The test part answers that, once: scripts/report.py … "
-                "test_winner=true."
-            ]
-        return notes
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def digits(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "–"
+    @property
+    def drift(self) -> float | None:
+        """The last value of the winner's best run if it is far from the best one: luck, or overfitting."""
+        if self.winner is None:
+            return None
+        best, values = float(self.winner.best[self.metric]), curve(self.winner.best, self.metric)
+        return values.iloc[-1] if len(values) and abs(values.iloc[-1] - best) > 0.25 * abs(best) else None

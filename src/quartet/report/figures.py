@@ -61,9 +61,11 @@ def labels(settings: Sequence[Setting]) -> list[str]:
     return [f"{i}. {n if len(n) <= LONGEST_NAME else n[: LONGEST_NAME - 1] + '…'}" for i, n in enumerate(names, 1)]
 
 
-def ranking(analysis: Analysis) -> Figure:
+def ranking(analysis: Analysis) -> Figure | None:
     """Mean with interval and the single runs, the best setting on top."""
     shown, metric = analysis.ranked[:MOST_SETTINGS], analysis.metric
+    if len(shown) < 2:
+        return None
     drawn, axes = figure(0.9 + 0.34 * len(shown))
     everything: list[float] = []
     for row, setting in enumerate(shown):
@@ -112,9 +114,11 @@ def curves(analysis: Analysis) -> Figure | None:
     return drawn
 
 
-def effects(analysis: Analysis) -> Figure:
+def effects(analysis: Analysis) -> Figure | None:
     """A panel for each parameter with every run; if values repeat, their median and the middle half."""
     runs, keys = analysis.points, analysis.varied
+    if not keys:
+        return None
     names, values = short(keys), numbers(runs, analysis.metric).to_numpy()
     pruned = (runs["status"] == "pruned").to_numpy()
     width = {1: 1, 2: 2, 4: 2}.get(len(keys), 3)
@@ -129,9 +133,10 @@ def effects(analysis: Analysis) -> Figure:
             marker, colour = STATUS[status]
             axes.plot((places + jitter)[chosen], values[chosen], marker, color=colour, markersize=4.5, alpha=0.65)
         groups = pd.Series(values[~pruned]).groupby(places[~pruned])
-        if few and int(groups.size().max()) > 1:
+        if few and max(groups.size(), default=0) > 1:
             low, middle, high = (groups.quantile(share) for share in (0.25, 0.5, 0.75))
-            axes.plot(middle.index, middle, "D--", color=COLOURS[1], linewidth=1, markersize=6)
+            style = "D--" if all(map(is_number, runs[key])) else "D"  # a line says that there is an order
+            axes.plot(middle.index, middle, style, color=COLOURS[1], linewidth=1, markersize=6)
             axes.vlines(middle.index, low, high, color=COLOURS[1])
         axes.set_xlabel(names[key])
         if few:
@@ -150,11 +155,13 @@ def effects(analysis: Analysis) -> Figure:
     return drawn
 
 
-def parallel(analysis: Analysis) -> Figure:
+def parallel(analysis: Analysis) -> Figure | None:
     """A line for each run through its values; the better, the darker, the best one thick and dashed."""
     from matplotlib import colormaps
 
     runs, keys = analysis.points, analysis.varied
+    if len(keys) < 2:
+        return None
     values = numbers(runs, analysis.metric)
     axis_of: dict[str, Any] = {name: (runs[key], key in analysis.log) for key, name in short(keys).items()}
     axis_of[analysis.metric] = (values, _spans(values))
@@ -192,7 +199,10 @@ def parallel(analysis: Analysis) -> Figure:
     return drawn
 
 
-def importance(shares: dict[str, float]) -> Figure:
+def importance(analysis: Analysis) -> Figure | None:
+    shares = analysis.importance
+    if isinstance(shares, str):
+        return None
     names, rows = short(shares), [*shares.items()][::-1]
     drawn, axes = figure(0.8 + 0.32 * len(rows))
     bars = axes.barh([names[key] for key, _ in rows], [value for _, value in rows], color=COLOURS[0], height=0.6)
@@ -202,7 +212,7 @@ def importance(shares: dict[str, float]) -> Figure:
     return drawn
 
 
-def cost(analysis: Analysis) -> Figure | None:
+def time(analysis: Analysis) -> Figure | None:
     """The metric against the seconds of training."""
     drawn, axes = figure(3.4)
     known = []
@@ -220,9 +230,11 @@ def cost(analysis: Analysis) -> Figure | None:
     return drawn
 
 
-def trade_off(analysis: Analysis) -> Figure:
+def pareto(analysis: Analysis) -> Figure | None:
     """The means of the first two objectives; those on the Pareto front are numbered as in the ranking."""
     names = [*analysis.objectives][:2]
+    if len(names) < 2 or not analysis.ranked:
+        return None
     means = np.array([[setting.estimate(name).mean for name in names] for setting in analysis.ranked])
     others = np.delete(means, analysis.front, axis=0)
     front = means[analysis.front][np.argsort(means[analysis.front, 0])]

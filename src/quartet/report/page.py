@@ -7,22 +7,24 @@ but the run directories, by relative links.
 from __future__ import annotations
 
 import base64
+import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from quartet.report import figures
-from quartet.report.analysis import Analysis, column, digits, duration, short, text
+from quartet.report.analysis import Analysis, column, short, text
 from quartet.report.runs import STATUSES, Frame, mapping, numbers
 from quartet.report.statistics import estimate
 from quartet.run import COUNTS, written
+from quartet.typed import repeated
 
 ROWS = 20  # of the long tables; runs.csv has all of them
 NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ±.*| %| s| h| min| GiB| to .*| of \d+|)$|< 0.\d+$|–$|$")
@@ -37,8 +39,14 @@ WHY = {
 def write_report(analysis: Analysis) -> None:
     """All files; each takes the place of its predecessor at once, so that nobody reads half a page."""
     analysis.output.mkdir(parents=True, exist_ok=True)
-    content = {"analysis": analysis, "figures": draw(analysis)}
-    content["tables"] = setting_tables(analysis) | run_tables(analysis)
+    words = analysis.plan.get("command")
+    content = {
+        "analysis": analysis,
+        "figures": draw(analysis),
+        "tables": setting_tables(analysis) | run_tables(analysis),
+        "command": repeated(map(str, words), sweep=True) if words and isinstance(words, list) else None,
+        "made_with": next(filter(None, analysis.runs["environment"]), {}),
+    }
     texts = {f"report.{format}": render(f"report.{format}.j2", **content) for format in ("md", "html")}
     texts["runs.csv"] = runs_table(analysis).to_csv(index=False, lineterminator="\r\n")
     for name, content in texts.items():
@@ -52,11 +60,11 @@ def render(template: str, **content: Any) -> str:
         loader=PackageLoader("quartet.report", "templates"),
         autoescape=True,
         finalize=markdown if template.endswith(".md.j2") else None,
-        undefined=StrictUndefined,
+        extensions=["jinja2.ext.do"],
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(digits=digits, duration=duration, quote=quote, fence=fence)
+    environment.filters.update(digits=digits, quote=quote, fence=fence)
     return environment.get_template(template).render(content)
 
 
@@ -127,44 +135,43 @@ def setting_tables(analysis: Analysis) -> dict[str, Any]:
 
 def run_tables(analysis: Analysis) -> dict[str, Any]:
     """The tables of `sections.j2` about single runs, by name."""
-    runs, metric, goals = analysis.runs, analysis.metric, [*analysis.objectives]
-    names, found = [*short(analysis.keys).values()], {}
-    columns = [[text(value) for value in column(runs, key)] for key in analysis.keys]
-    cells = dict(zip(runs.index, zip(*columns, strict=True) if columns else [()] * len(runs), strict=True))
-    cells |= {run: ["–"] * len(names) for run in runs.index.difference(analysis.configured)}
+    runs, names = analysis.runs, [*short(analysis.keys).values()]
+    values = pd.DataFrame({key: map(text, column(runs, key)) for key in analysis.keys}, runs.index, dtype=object)
+    values.loc[~runs.index.isin(analysis.configured)] = "–"
+
+    def rows(chosen: Frame, *columns: Iterable[str]) -> list[list[Any]]:
+        # each run with its parameters, then further columns
+        parameters = values.loc[chosen.index].values.tolist()
+        starts = zip(links(analysis, chosen), parameters, strict=True)
+        return [[[link], *cells, *more] for (link, cells), more in zip(starts, zip(*columns, strict=True), strict=True)]
+
     # 1. pruned runs, best first
     pruned = analysis.of("pruned")
-    order = numbers(pruned, metric).sort_values(ascending=analysis.mode == "min").index
-    rows = [
-        [links(analysis, pruned.loc[[run]]), *cells[run], digits(best), f"{steps:,.0f}", duration(seconds)]
-        for run, best, steps, seconds in zip(
-            order, *(numbers(pruned.loc[order], name) for name in (metric, "steps", "seconds")), strict=True
-        )
-    ]
-    found["pruned"] = table(["run", *names, f"best {metric}", "steps", "time"], rows, ROWS)
+    best = numbers(pruned, analysis.metric).sort_values(ascending=analysis.mode == "min")
+    pruned = pruned.loc[best.index]
+    steps, times = (f"{n:,.0f}" for n in numbers(pruned, "steps")), map(duration, numbers(pruned, "seconds"))
+    header = ["run", *names, f"best {analysis.metric}", "steps", "time"]
+    found = {"pruned": table(header, rows(pruned, map(digits, best), steps, times), ROWS)}
     # 2. runs without a result, and why
-    finite = pd.concat([numbers(runs, goal).notna() for goal in goals], axis=1).all(axis=1)
-    scored = runs.index[(runs["status"] == "completed") & finite].intersection(analysis.configured)
-    others = runs.drop(index=scored.union(pruned.index, sort=False))
-    rows = [
-        [links(analysis, runs.loc[[run]]), *cells[run], status, reason or WHY.get(status, "")]
-        for run, status, reason in zip(others.index, others["status"], others["reason"], strict=True)
-    ]
-    found["lost"] = table(["run", *names, "status", "why"], rows, ROWS)
+    finite = pd.concat([numbers(runs, goal).notna() for goal in analysis.objectives], axis=1).all(axis=1)
+    scored = finite & (runs["status"] == "completed") & runs.index.isin(analysis.configured)
+    lost = runs[~scored & (runs["status"] != "pruned")]
+    why = [reason or WHY.get(status, "") for status, reason in zip(lost["status"], lost["reason"], strict=True)]
+    found["lost"] = table(["run", *names, "status", "why"], rows(lost, lost["status"], why), ROWS)
     # 3. time and memory of each status, and of all
     groups = [(status, analysis.of(status).dropna(subset="seconds")) for status in STATUSES]
     groups = [(status, group) for status, group in groups if len(group)]
     if len(groups) > 1:
         groups.append(("all", pd.concat([group for _, group in groups])))
-    rows = []
+    costs = []
     for status, group in groups:
         seconds, steps = numbers(group, "seconds").fillna(0), numbers(group, "steps").sum()
         memory = numbers(group, "peak_memory_bytes").max()
         times = [duration(value) for value in (seconds.sum(), seconds.mean(), seconds.max())]
         peak = f"{memory / 2**30:.2f} GiB" if memory > 0 else "–"
-        rows.append([status, str(len(group)), *times, f"{steps:,.0f}", peak])
+        costs.append([status, str(len(group)), *times, f"{steps:,.0f}", peak])
     header = ["status", "runs", "training in all", "mean of a run", "longest", "steps in all", "peak memory"]
-    return {**found, "cost": table(header, rows)}
+    return {**found, "cost": table(header, costs)}
 
 
 def links(analysis: Analysis, runs: Frame) -> list[tuple[str, str | None]]:
@@ -177,33 +184,14 @@ def links(analysis: Analysis, runs: Frame) -> list[tuple[str, str | None]]:
 
 
 def draw(analysis: Analysis) -> dict[str, dict[str, str]]:
-    """Save the figures that have something to show: name -> path relative to the page, data for an <img>, text for a
-    person who cannot see it."""
-    metric, best = analysis.metric, enumerate(analysis.ranked[:5], 1)
-    means = "; ".join(f"{i}. {setting.name}: {setting.estimate(metric)}" for i, setting in best)
-    varied, shares = analysis.varied, analysis.importance
-    against = f"{metric} against each of {', '.join(varied)}"
-    front = "; ".join(analysis.ranked[i].name for i in analysis.front)
-    drawn: dict[str, tuple[Any, str]] = {}
-    if len(analysis.ranked) > 1:
-        drawn["ranking"] = figures.ranking(analysis), f"{metric} of the best settings. {means}"
-    if len(analysis.objectives) > 1 and analysis.ranked:
-        drawn["pareto"] = figures.trade_off(analysis), f"On the front: {front}"
-    if isinstance(shares, dict):
-        words = ", ".join(f"{key} {value:.2f}" for key, value in shares.items())
-        drawn["importance"] = figures.importance(shares), f"Importance: {words}"
-    if varied:
-        drawn["effects"] = figures.effects(analysis), against
-    if len(varied) > 1:
-        drawn["parallel"] = figures.parallel(analysis), f"Parallel coordinates: {against}"
-    drawn["curves"] = figures.curves(analysis), f"{metric} over training; {analysis.headline}"
-    drawn["time"] = figures.cost(analysis), f"{metric} against seconds of training"
+    """Save the figures that have something to show: name -> path relative to the page, and data for an <img>."""
     found = {}
-    for name, (figure, alt) in drawn.items():
+    for name in ("ranking", "pareto", "importance", "effects", "parallel", "curves", "time"):
+        figure = getattr(figures, name)(analysis)
         if figure is not None:
             path = figures.save(figure, analysis.output / "figures" / f"{name}.png")
             data = base64.b64encode(path.read_bytes()).decode()
-            found[name] = {"path": path.relative_to(analysis.output).as_posix(), "data": data, "alt": alt}
+            found[name] = {"path": f"figures/{path.name}", "data": data}
     return found
 
 
@@ -224,3 +212,13 @@ def runs_table(analysis: Analysis) -> Frame:
 
 def probability(p: float | None) -> str:
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def digits(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "–"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

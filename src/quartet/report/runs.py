@@ -29,24 +29,21 @@ LONGEST_REASON = 300  # characters of an error message that are shown
 def find_sweep(where: str) -> Path:
     """The directory of a sweep, or of the newest one if `where` is "latest"; FileNotFoundError if there is none."""
 
-    def is_sweep(directory: Path) -> bool:
-        numbered = (path for path in directory.glob("*") if path.name.isdecimal() and path.is_dir())
-        return (directory / "sweep.json").is_file() or any(numbered)
-
-    def age(sweep: Path) -> int:
-        marker = sweep / "sweep.json"
-        return (marker if marker.is_file() else sweep).stat().st_mtime_ns
-
     root = outputs("outputs") / "sweeps"
+    places = [*root.glob("*")] if where == "latest" else [Path(where).expanduser().absolute(), PROJECT / where]
+    # one from before sweep.json is known by its runs 0, 1, …
+    markers = {}
+    for place in places:
+        if (place / "sweep.json").is_file():
+            markers[place] = place / "sweep.json"
+        elif any(path.is_dir() for path in place.glob("*") if path.name.isdecimal()):
+            markers[place] = place
+    if markers:
+        newest = max(markers, key=lambda place: markers[place].stat().st_mtime_ns)
+        return newest if where == "latest" else next(iter(markers))
     if where == "latest":
-        found = [path for path in root.glob("*") if is_sweep(path)]
-        if not found:
-            start = command("train", "-m", "optimizer.lr=1e-3,3e-3")
-            raise FileNotFoundError(f"no sweep below {root}; start one with: {start}")
-        return max(found, key=age)
-    for directory in (Path(where).expanduser().absolute(), PROJECT / where):
-        if is_sweep(directory):
-            return directory
+        start = command("train", "-m", "optimizer.lr=1e-3,3e-3")
+        raise FileNotFoundError(f"no sweep below {root}; start one with: {start}")
     raise FileNotFoundError(
         f"sweep={where} is not a sweep (neither sweep.json nor runs 0, 1, … in it); try sweep=latest"
     )
@@ -129,7 +126,8 @@ def _read_run(directory: Path, name: str) -> dict[str, Any]:
         "command": None if overrides is None else repeated(overrides),
         "seed": config.get("seed"),
         "fold": config.get("data.fold"),
-        "environment": environment,
+        "environment": environment
+        and {**environment, **{key: mapping(environment, key) for key in ("packages", "git")}},
         "throughput_per_second": throughput.get("per_second"),
         "throughput_unit": throughput.get("unit"),
     }

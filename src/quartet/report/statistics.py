@@ -62,18 +62,6 @@ class Comparison:
     corrected: bool = False  # for training data that folds share
     why: str = ""
 
-    @property
-    def verdict(self) -> str:
-        if self.t_test is None:
-            return f"No test: {self.why}."
-        chance = "is more than chance explains" if self.t_test < 0.05 else "may be chance"
-        words = [f"The difference {chance} at the level of 5 %."]
-        if self.corrected:
-            words.append("Interval and t-test are corrected for training data that folds share (Nadeau & Bengio 2003).")
-        if self.wilcoxon is None:
-            words.append(f"Wilcoxon's test needs {LEAST_FOR_WILCOXON} pairs that differ.")
-        return " ".join([*words, "p does not account for these two having been picked as the best of several."])
-
 
 def compare(first: Scores, second: Scores, folds: int | None = None) -> Comparison:
     """A paired t-test and Wilcoxon's signed-rank test over the (seed, fold) pairs that both have.
