@@ -50,7 +50,7 @@ def test_what_groups_here_has_one_signature_there(make_sweep):
     sweep = make_sweep([(1.0, {}), (2.0, values), (3.0, {"model.dropout": 0.2})])
     found = of_sweep(sweep)
     assert [len(setting.runs) for setting in found] == [2, 1]
-    signatures = [{signature(Run(path).config) for path in setting.runs["directory"]} for setting in found]
+    signatures = [{signature(Run(run["directory"]).config) for run in setting.runs} for setting in found]
     assert [len(found) for found in signatures] == [1, 1] and signatures[0] != signatures[1]
 
 
@@ -139,7 +139,7 @@ def test_odd_values_of_metrics_are_no_values(value):
     runs = table(({"seed": 0},), ({"seed": 1},))
     runs.at[0, "val/loss"] = value
     (setting,) = settings(runs, OBJECTIVES)
-    assert [*setting.scored.index] == [1] and setting.repeated == 1
+    assert [*setting.scored] == [(1, None)] and setting.repeated == 1
 
 
 def test_caveats_name_what_was_validated_on_other_data(make_sweep):

@@ -113,7 +113,7 @@ def test_a_job_of_a_sweep_without_its_overrides_has_no_command(make_sweep):
 def test_curves_have_steps_and_finite_values(make_sweep):
     sweep = make_sweep([(1.0, {})])
     (sweep / "0" / "metrics.csv").write_text("step,val/loss\n4,\n9,0.5\n19,nan\n29,0.25\n")
-    run = records(sweep).loc["0"]
+    (run,) = records(sweep).to_dict("records")
     assert curve(run, "val/loss").to_dict() == {10: 0.5, 30: 0.25}
     assert curve(run, "val/other").empty
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from quartet.report.runs import STATUSES, Frame, curve, mapping, numbers, objectives
+from quartet.report.runs import STATUSES, Frame, curve, finite, mapping, numbers, objectives
 from quartet.report.statistics import Comparison, Estimate, compare, estimate, importance, is_number, pareto_front
 from quartet.typed import repeated
 
@@ -32,39 +32,10 @@ class Setting:
     """Runs that differ in seed and fold only, and the values of `parameters` that they share."""
 
     values: dict[str, Any]
-    runs: Frame
+    runs: list[dict[str, Any]]
+    # (seed, fold) -> its first completed run with a finite value of each objective
+    scored: dict[tuple[Any, Any], dict[str, Any]]
     objectives: dict[str, str]
-
-    @cached_property
-    def scored(self) -> Frame:
-        """Completed runs with a finite value of each objective, the first one for each seed and fold."""
-        completed = self.runs[self.runs["status"] == "completed"]
-        finite = pd.concat([numbers(completed, metric).notna() for metric in self.objectives], axis=1).all(axis=1)
-        return completed[finite].drop_duplicates(["seed", "fold"])
-
-    @property
-    def repeated(self) -> int:
-        """Completed runs that are not counted: exact repetitions, or without a finite value."""
-        return int((self.runs["status"] == "completed").sum()) - len(self.scored)
-
-    def scores(self, metric: str) -> dict[tuple[Any, Any], float]:
-        """(seed, fold) -> value."""
-        pairs = zip(self.scored["seed"], self.scored["fold"], strict=True)
-        return dict(zip(pairs, numbers(self.scored, metric), strict=True))
-
-    @property
-    def crosses_folds(self) -> bool:
-        return self.scored["fold"].nunique(dropna=False) > 1
-
-    def estimate(self, metric: str) -> Estimate:
-        return estimate([*self.scores(metric).values()])
-
-    @cached_property
-    def best(self) -> Frame:
-        """The run that is best in the first objective."""
-        metric, mode = next(iter(self.objectives.items()))
-        scores = numbers(self.scored, metric)
-        return self.scored.loc[scores.idxmin() if mode == "min" else scores.idxmax()]
 
     @property
     def name(self) -> str:
@@ -72,48 +43,75 @@ class Setting:
         words = " ".join(f"{key}={text(value)}" for key, value in told.items())
         return words or ("the defaults" if self.values else "the one setting")
 
+    @property
+    def repeated(self) -> int:
+        """Completed runs that are not counted: exact repetitions, or without a finite value."""
+        return sum(run["status"] == "completed" for run in self.runs) - len(self.scored)
+
+    def scores(self, metric: str) -> dict[tuple[Any, Any], float]:
+        return {pair: float(run[metric]) for pair, run in self.scored.items()}
+
+    def estimate(self, metric: str) -> Estimate:
+        return estimate([*self.scores(metric).values()])
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The run that is best in the first objective."""
+        metric, mode = next(iter(self.objectives.items()))
+        return (min if mode == "min" else max)(self.scored.values(), key=lambda run: run[metric])
+
     def commands(self) -> tuple[str | None, str | None]:
         """The command of the best run; if there are several runs, also the one that repeats all of them."""
         overrides, n = self.best["overrides"], len(self.scored)
         if overrides is None or n < 2:
             return self.best["command"], None
         words = [word for word in overrides if not re.match(r"[+]*(seed|data\.fold)=", word)]
-        seeds, folds = (list(dict.fromkeys(self.scored[name])) for name in ("seed", "fold"))
+        seeds, folds = (list(dict.fromkeys(values)) for values in zip(*self.scored, strict=True))
         if any(word.startswith("seed=") for word in overrides):
             words.append(f"seed={','.join(map(str, seeds))}")
         if len(folds) > 1:
             words.append(f"data.fold={','.join(map(str, folds))}")
         return self.best["command"], repeated(words, sweep=True) if len(seeds) * len(folds) == n else None
 
-    def complete_folds(self) -> dict[Any, Frame]:
+    def complete_folds(self) -> dict[Any, list[dict[str, Any]]]:
         """Seed -> its runs in the order of folds, for seeds whose folds are all completed."""
-        crossed = self.scored[self.scored["fold"].map(is_number)].sort_values("fold")
-        groups = dict(iter(crossed.groupby("seed", sort=False, dropna=False)))
-        return {seed: runs for seed, runs in groups.items() if len(runs) == runs.iloc[0].get("config.data.folds")}
+        found: dict[Any, list[dict[str, Any]]] = {}
+        crossed = [(seed, fold) for seed, fold in self.scored if isinstance(fold, int)]
+        for seed, fold in sorted(crossed, key=lambda pair: pair[1]):
+            found.setdefault(seed, []).append(self.scored[seed, fold])
+        return {seed: runs for seed, runs in found.items() if len(runs) == runs[0].get("config.data.folds")}
 
 
 def settings(runs: Frame, plan: dict[str, Any]) -> list[Setting]:
     """All settings, the best mean of the first objective first, those without a score last."""
-    metrics = objectives(runs, plan)
-    keys, known = parameters(runs, plan), _configured(runs)
-    identity = [*_differing(known), *(key for key in keys if key == "data.path")]
-    identity = [f"config.{key}" for key in identity if f"config.{key}" in known]
-    same = known[identity].map(_identity).agg(tuple, axis=1) if identity else [()] * len(known)
+    metrics, keys, known = objectives(runs, plan), parameters(runs, plan), configured(runs)
+    # 1. runs are of one setting if their configs are the same but for the keys of repetitions; a data.path that the sweep
+    #    varies is not one of them
+    identity = [*_differing(known), *(key for key in keys if key == "data.path" and f"config.{key}" in known)]
+    same = known[[f"config.{key}" for key in identity]].map(_identity)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for row, mark in enumerate(map(tuple, same.to_numpy())):
+        groups.setdefault(mark, []).append(row)
+    # 2. their values and their scores
+    records, values = known.to_dict("records"), {key: column(known, key) for key in keys}
     found = []
-    for _, group in known.groupby(pd.Series(same, known.index, dtype=object), sort=False):
-        values: dict[str, Any] = {}
-        for key in keys:  # a run may name a choice, or leave it as it is
-            said = [value for value in column(group, key) if value != DEFAULT]
-            values[key] = said[0] if said else DEFAULT
-        found.append(Setting(values, group, metrics))
+    for rows in groups.values():
+        # a run may name a choice, or leave it as it is
+        said = {key: [values[key][row] for row in rows if values[key][row] != DEFAULT] for key in keys}
+        scored: dict[tuple[Any, Any], dict[str, Any]] = {}
+        for run in (records[row] for row in rows):
+            if run["status"] == "completed" and all(math.isfinite(finite(run.get(metric))) for metric in metrics):
+                scored.setdefault((run["seed"], run["fold"]), run)
+        shared = {key: said[key][0] if said[key] else DEFAULT for key in keys}
+        found.append(Setting(shared, [records[row] for row in rows], scored, metrics))
     metric, mode = next(iter(metrics.items()))
     sign = 1 if mode == "min" else -1
-    return sorted(found, key=lambda s: math.inf if s.scored.empty else sign * s.estimate(metric).mean)
+    return sorted(found, key=lambda s: sign * s.estimate(metric).mean if s.scored else math.inf)
 
 
 def parameters(runs: Frame, plan: dict[str, Any]) -> list[str]:
     """The keys that tell settings apart: those of the sweep, else what differs, without what follows from a choice."""
-    known = _configured(runs)
+    known = configured(runs)
     shown = [key for key in _space(plan) if key == "data.path" or not REPETITION.match(key)]
     differing, choices = [key for key in _differing(known) if key not in shown], shown.copy()
     if not shown:
@@ -146,13 +144,14 @@ def parameters(runs: Frame, plan: dict[str, Any]) -> list[str]:
 
 def column(runs: Frame, key: str) -> list[Any]:
     """The value of a parameter in each run: from the config, or if it is a config group, from the command."""
-    name, found = f"config.{key}", []
-    for run in runs.to_dict("records"):
-        value = run.get(name, math.nan)
-        if value is None or value == value:  # NaN: the config has no such key
-            found.append(value.rpartition(".")[2] if key.endswith("_target_") and value else value)
-        else:
-            found.append(_words(run["overrides"]).get(key, DEFAULT))
+    found: list[Any] = [math.nan] * len(runs)
+    if f"config.{key}" in runs:
+        found = [*runs[f"config.{key}"]]
+    for row, overrides in enumerate(runs["overrides"]):
+        if found[row] != found[row]:  # NaN: the config has no such key
+            found[row] = _words(overrides).get(key, DEFAULT)
+        elif key.endswith("_target_") and found[row]:
+            found[row] = str(found[row]).rpartition(".")[2]
     return found
 
 
@@ -187,7 +186,7 @@ def _space(plan: dict[str, Any]) -> dict[str, str]:
     return {key.lstrip("+~"): str(value) for key, value in mapping(plan, "space").items()}
 
 
-def _configured(runs: Frame) -> Frame:
+def configured(runs: Frame) -> Frame:
     """The runs whose config could be read."""
     configs = runs[[name for name in runs if name.startswith("config.")]]
     return runs[configs.notna().any(axis=1)]
@@ -228,12 +227,11 @@ class Analysis:
         self.objectives = objectives(self.runs, self.plan)
         self.metric, self.mode = next(iter(self.objectives.items()))
         self.settings = settings(self.runs, self.plan)
-        self.ranked = [setting for setting in self.settings if not setting.scored.empty]
+        self.ranked = [setting for setting in self.settings if setting.scored]
         self.keys = parameters(self.runs, self.plan)
         self.log = {key for key in self.keys if is_log(key, column(self.runs, key), self.plan)}
         means = [[setting.estimate(metric).mean for metric in self.objectives] for setting in self.ranked]
         self.front = pareto_front(means, list(self.objectives.values()))
-        self.configured = _configured(self.runs).index
         # with several objectives the choice is a person's
         self.winner = self.ranked[0] if self.ranked and len(self.objectives) == 1 else None
 
@@ -249,7 +247,7 @@ class Analysis:
     @cached_property
     def other_data(self) -> list[str]:
         """Keys by which the ranked settings were validated on different data."""
-        best = self.runs.loc[[setting.best.name for setting in self.ranked]]
+        best = self.runs.loc[[setting.best["run"] for setting in self.ranked]]
         return [key for key in _differing(best) if OTHER_DATA.match(key)]
 
     @cached_property
@@ -264,13 +262,11 @@ class Analysis:
     @cached_property
     def points(self) -> Frame:
         """Completed runs, then pruned ones, with a finite value: the parameters of their setting beside the metric."""
-        parts = [(setting, setting.scored) for setting in self.ranked]
-        parts += [(setting, setting.runs[setting.runs["status"] == "pruned"]) for setting in self.settings]
-        rows = []
-        for setting, runs in parts:
-            for run in runs[numbers(runs, self.metric).notna()].to_dict("records"):
-                rows.append({**setting.values, **{key: run[key] for key in ("seed", "fold", "status", self.metric)}})
-        return pd.DataFrame(rows, dtype=object)
+        parts = [(setting, [*setting.scored.values()]) for setting in self.ranked]
+        parts += [(s, [run for run in s.runs if run["status"] == "pruned"]) for s in self.settings]
+        facts = ("seed", "fold", "status", self.metric)
+        known = [(s, run) for s, runs in parts for run in runs if math.isfinite(finite(run.get(self.metric)))]
+        return pd.DataFrame([{**s.values, **{key: run[key] for key in facts}} for s, run in known], dtype=object)
 
     @cached_property
     def varied(self) -> list[str]:

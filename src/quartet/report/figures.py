@@ -83,15 +83,16 @@ def ranking(analysis: Analysis) -> Figure | None:
 
 def curves(analysis: Analysis) -> Figure | None:
     """The metric after each validation: the best settings in colour, others grey, pruned runs ending in a cross."""
-    pruned, metric = analysis.of("pruned"), analysis.metric
-    runs = pd.concat([*(setting.scored for setting in analysis.ranked), pruned])
-    # steps of different sizes do not compare, samples do
-    samples = pd.Series(1.0, runs.index)
-    for key in ("data.batch_size", "trainer.accumulate_grad_batches", "trainer.devices"):
-        samples *= numbers(runs, f"config.{key}").fillna(1)
-    scale = samples if samples.nunique() > 1 else pd.Series(1.0, runs.index)
-    series = {name: curve(run, metric) for name, run in runs.iterrows()}
-    series = {name: pd.Series(values.to_numpy(), values.index * scale[name]) for name, values in series.items()}
+    pruned, metric = analysis.of("pruned").to_dict("records"), analysis.metric
+    runs = [*(run for setting in analysis.ranked for run in setting.scored.values()), *pruned]
+    # optimizer steps of different batches do not compare, the samples in them do
+    keys = ("config.data.batch_size", "config.trainer.accumulate_grad_batches", "config.trainer.devices")
+    batches = [math.prod(run[key] for key in keys if isinstance(run.get(key), int)) for run in runs]
+    in_samples = len(set(batches)) > 1
+    series = {}
+    for run, batch in zip(runs, batches, strict=True):
+        values = curve(run, metric)
+        series[run["run"]] = values.set_axis(values.index * (batch if in_samples else 1))
     if not any(len(values) > 1 for values in series.values()):
         return None
     drawn, axes = figure(4.2)
@@ -101,15 +102,15 @@ def curves(analysis: Analysis) -> Figure | None:
         if rank < len(COLOURS):
             looks = {"color": COLOURS[rank], "linestyle": STYLES[rank], "marker": MARKERS[rank], "linewidth": 1.4}
             looks |= {"markersize": 4, "markevery": 0.13, "zorder": 10 - rank, "label": names[rank]}
-        for name in setting.scored.index:
-            axes.plot(series[name].index, series[name], **looks)
+        for run in setting.scored.values():
+            axes.plot(series[run["run"]], **looks)
             looks.pop("label", None)  # one entry of the legend for all runs of a setting
-    for i, name in enumerate(pruned.index):
-        axes.plot(series[name].index, series[name], color="0.8", linewidth=0.8, zorder=1)
-        label = None if i else f"pruned ({len(pruned)})"
-        axes.plot(series[name].index[-1:], series[name][-1:], "x", color="0.45", markersize=5, label=label)
+    for i, run in enumerate(pruned):
+        values, label = series[run["run"]], None if i else f"pruned ({len(pruned)})"
+        axes.plot(values, color="0.8", linewidth=0.8, zorder=1)
+        axes.plot(values[-1:], "x", color="0.45", markersize=5, label=label)
     fit(axes, np.concatenate([*series.values()]), "y", wide=8)
-    axes.set(xlabel="samples seen" if samples.nunique() > 1 else "optimizer steps", ylabel=metric)
+    axes.set(xlabel="samples seen" if in_samples else "optimizer steps", ylabel=metric)
     axes.legend(fontsize=8)
     return drawn
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from quartet.report.analysis import Setting
-from quartet.report.runs import Frame
 from quartet.run import Run
 from quartet.say import printable
 
 
-def out_of_fold(runs: Frame) -> tuple[dict[str, float], int]:
+def out_of_fold(runs: list[dict[str, Any]]) -> tuple[dict[str, float], int]:
     """Metrics computed once on the pooled validation predictions of all folds, and the number of samples pooled.
 
     Each fold is predicted by its own best checkpoint.
@@ -38,8 +37,8 @@ def out_of_fold(runs: Frame) -> tuple[dict[str, float], int]:
             self.earlier = copy.deepcopy(gathered)
 
     pool, metrics, n = Pool(), {}, 0
-    for directory in runs["directory"]:
-        run = Run.open(str(directory))
+    for row in runs:
+        run = Run.open(str(row["directory"]))
         config = build.opened(run)
         data = build.restore_data(run, config)
         task = build.build_task(config, data.spec)
@@ -63,7 +62,7 @@ def test_once(setting: Setting, directory: Path) -> None:
     from quartet.evaluate import evaluate
 
     scores = {}
-    for run in setting.scored.to_dict("records"):
+    for run in setting.scored.values():
         tested = {name: value for name, value in run.items() if str(name).startswith("test") and value == value}
         scores[run["run"]] = tested or evaluate(Run.open(str(run["directory"])), "test")
     created = datetime.now(UTC).isoformat(timespec="seconds")

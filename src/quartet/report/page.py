@@ -20,7 +20,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from quartet.report import figures
-from quartet.report.analysis import Analysis, column, short, text
+from quartet.report.analysis import Analysis, column, configured, short, text
 from quartet.report.runs import STATUSES, Frame, mapping, numbers
 from quartet.report.statistics import estimate
 from quartet.run import COUNTS, written
@@ -105,7 +105,7 @@ def setting_tables(analysis: Analysis) -> dict[str, Any]:
         n, begun = len(setting.scored), len(setting.runs) - setting.repeated
         row = [str(place), *map(str, estimates), *(text(setting.values[key]) for key in keys)]
         row += [*(e.interval for e in estimates), str(n) if n == begun else f"{n} of {begun}"]
-        rows.append([*row, links(analysis, setting.scored)])
+        rows.append([*row, links(analysis, setting.scored.values())])
     means, intervals = [f"{goal} mean ± std" for goal in goals], ["95 % interval"] * len(goals)
     found["ranking"] = table(["", *means, *short(keys).values(), *intervals, "n", "runs"], rows, ROWS)
     front = [[str(i + 1), ranked[i].name, ranked[i].commands()[0] or "–"] for i in analysis.front]
@@ -122,7 +122,7 @@ def setting_tables(analysis: Analysis) -> dict[str, Any]:
     for name, by_seed in analysis.out_of_fold.items():
         for seed, (metrics, n, runs) in by_seed.items() if isinstance(by_seed, dict) else ():
             scores = {metric: value for metric, value in metrics.items() if metric.startswith("val/")}
-            over = {metric: estimate([*numbers(runs, metric).dropna()]) for metric in scores}
+            over = {metric: estimate([*numbers(pd.DataFrame(runs), metric).dropna()]) for metric in scores}
             rows = [[metric, digits(value), str(over[metric])] for metric, value in scores.items()]
             caption = f"{name}, seed {seed}: {n:,} samples in {len(runs)} folds"
             found["out_of_fold"].append((caption, table(["metric", "out of fold", "mean ± std over folds"], rows)))
@@ -137,12 +137,12 @@ def run_tables(analysis: Analysis) -> dict[str, Any]:
     """The tables of `sections.j2` about single runs, by name."""
     runs, names = analysis.runs, [*short(analysis.keys).values()]
     values = pd.DataFrame({key: map(text, column(runs, key)) for key in analysis.keys}, runs.index, dtype=object)
-    values.loc[~runs.index.isin(analysis.configured)] = "–"
+    values.loc[~runs.index.isin(configured(runs).index)] = "–"
 
     def rows(chosen: Frame, *columns: Iterable[str]) -> list[list[Any]]:
         # each run with its parameters, then further columns
         parameters = values.loc[chosen.index].values.tolist()
-        starts = zip(links(analysis, chosen), parameters, strict=True)
+        starts = zip(links(analysis, chosen.to_dict("records")), parameters, strict=True)
         return [[[link], *cells, *more] for (link, cells), more in zip(starts, zip(*columns, strict=True), strict=True)]
 
     # 1. pruned runs, best first
@@ -154,7 +154,7 @@ def run_tables(analysis: Analysis) -> dict[str, Any]:
     found = {"pruned": table(header, rows(pruned, map(digits, best), steps, times), ROWS)}
     # 2. runs without a result, and why
     finite = pd.concat([numbers(runs, goal).notna() for goal in analysis.objectives], axis=1).all(axis=1)
-    scored = finite & (runs["status"] == "completed") & runs.index.isin(analysis.configured)
+    scored = finite & (runs["status"] == "completed") & runs.index.isin(configured(runs).index)
     lost = runs[~scored & (runs["status"] != "pruned")]
     why = [reason or WHY.get(status, "") for status, reason in zip(lost["status"], lost["reason"], strict=True)]
     found["lost"] = table(["run", *names, "status", "why"], rows(lost, lost["status"], why), ROWS)
@@ -174,13 +174,10 @@ def run_tables(analysis: Analysis) -> dict[str, Any]:
     return {**found, "cost": table(header, costs)}
 
 
-def links(analysis: Analysis, runs: Frame) -> list[tuple[str, str | None]]:
+def links(analysis: Analysis, runs: Iterable[dict[str, Any]]) -> list[tuple[str, str | None]]:
     """Names of runs with their directories relative to the page, None for those that do not exist."""
-    paths = [Path(os.path.relpath(path, analysis.output)).as_posix() + "/" for path in runs["directory"]]
-    return [
-        (str(run), path if (analysis.output / path).is_dir() else None)
-        for run, path in zip(runs.index, paths, strict=True)
-    ]
+    paths = {run["run"]: Path(os.path.relpath(run["directory"], analysis.output)) for run in runs}
+    return [(run, f"{path.as_posix()}/" if (analysis.output / path).is_dir() else None) for run, path in paths.items()]
 
 
 def draw(analysis: Analysis) -> dict[str, dict[str, str]]:
@@ -201,7 +198,7 @@ def runs_table(analysis: Analysis) -> Frame:
     validation = [name for name in runs if name.startswith("val") and name not in analysis.objectives]
     start = runs.reindex(columns=["run", "directory", "status", *analysis.objectives])
     keys = pd.DataFrame({key: column(runs, key) for key in analysis.keys}, runs.index, dtype=object)
-    keys.loc[~keys.index.isin(analysis.configured)] = None
+    keys.loc[~runs.index.isin(configured(runs).index)] = None
     facts = ["seed", "fold", *COUNTS, "throughput_per_second", "throughput_unit", *validation, "reason", "command"]
     csv = pd.concat([start, keys, runs[facts]], axis=1)
     for i in range(csv.shape[1]):  # text that a spreadsheet would take for a formula is marked as text

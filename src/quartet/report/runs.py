@@ -157,16 +157,16 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, json.dumps(value) if isinstance(value, list) else value
 
 
+def finite(value: Any) -> float:
+    """A number that a file holds; NaN for anything else, as it may hold anything."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+
 def numbers(runs: Frame, column: str) -> Frame:
-    """A column as float64, NaN where a run has no finite number in it (a file may hold anything)."""
-
-    def finite(value: Any) -> float:
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
-
-    return runs[column].map(finite).astype(float) if column in runs else pd.Series(math.nan, runs.index, float)
+    return runs[column].map(finite).astype(float) if column in runs else pd.Series(math.nan, runs.index, dtype=float)
 
 
-def curve(run: Frame, metric: str) -> Frame:
+def curve(run: dict[str, Any], metric: str) -> Frame:
     """The finite values of a metric in a run's metrics.csv, indexed by optimizer steps (the first step is 1)."""
     with suppress(OSError):
         rows = [row for row in read_metrics(run["directory"] / "metrics.csv") if row.get(metric)]
