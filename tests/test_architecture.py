@@ -27,7 +27,10 @@ LIBRARIES = {
     "callbacks": {
         "torch", "numpy", "pytorch_lightning", "matplotlib", "rich", "PIL", "sklearn", "torchmetrics", "tensorboard",
     },
-    "report": {"numpy", "scipy", "optuna", "matplotlib", "omegaconf", "pandas", "jinja2"},
+    "report": {
+        "numpy", "scipy", "optuna", "matplotlib", "omegaconf", "pandas", "jinja2", "markupsafe", "torchmetrics",
+        "pytorch_lightning",
+    },
     **{part: {"hydra", "omegaconf", "filelock"} for part in ("cli", "config", "run", "groups")},  # no torch
     **{part: set() for part in ("arguments", "environment", "objective", "say", "trust", "typed")},
     "files": {"yaml"},

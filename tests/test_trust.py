@@ -19,7 +19,7 @@ def here(tmp_path) -> Run:
 
 
 UNSEEN = [  # modules that would act when they are imported, or could: a program, a server, internals, backends
-    ("quartet.sweeps.server.x", "model"), ("quartet.worker.main", "callbacks"), ("quartet.report.pages.x", None),
+    ("quartet.sweeps.server.x", "model"), ("quartet.worker.main", "callbacks"), ("quartet.report.page.x", None),
     ("torch.utils.collect_env.x", "model"), ("torch.distributed.run.main", "trainer"), ("torchvision.io.x", "data"),
     ("torchmetrics.x.y", "task"), ("pytorch_lightning.cli.LightningCLI", "trainer"), ("antigravity.x", "model"),
     ("idlelib.pyshell.PyShell", "callbacks"), ("pytorch_lightning.loggersx.X", "logger"), ("quartet.modelsx.X", "model"),

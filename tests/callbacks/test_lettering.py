@@ -62,8 +62,7 @@ def test_a_dollar_is_drawn_as_one(name):
 
 
 def test_reports_draw_any_setting(tmp_path):
-    drawn = report_figures.figure(2.0)
-    axes = drawn.subplots()
+    drawn, axes = report_figures.figure(2.0)
     axes.set_yticks(range(len(NAMES)), NAMES)
     axes.set_title("$a_$ " + "".join(NAMES))
     with warnings.catch_warnings():

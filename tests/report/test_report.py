@@ -37,7 +37,7 @@ def test_five_seeds_of_two_settings(seeds):
     text = words(seeds)
     for expected in ("0.424 ± 0.021", "0.510 ± 0.016", "0.398 to 0.450", "-0.086", "-0.109 to -0.063"):
         assert expected in text, expected
-    assert "Wilcoxon's test takes six pairs" in text and "say nothing about other data" in text
+    assert "Wilcoxon's test needs six pairs" in text and "say nothing about other data" in text
 
 
 def test_the_winner_s_commands(seeds):
@@ -246,7 +246,7 @@ def test_another_winner_is_not_tested(seeds, evaluations):
 def test_a_damaged_record_of_the_test_is_no_reason_to_test_again(seeds, evaluations):
     (seeds / "test.json").write_text("{")
     report_sweep(seeds)
-    with pytest.raises(ValueError, match=r"test.json is damaged; bring it back"):
+    with pytest.raises(ValueError, match=r"test.json is damaged; restore it"):
         report_sweep(seeds, test_winner=True)
     assert not evaluations
 
@@ -302,7 +302,7 @@ def test_the_command_for_any_runs(make_run, sketches, tmp_path, outputs, main):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["sweep=nowhere"], "error: sweep=nowhere is no sweep"),
+        (["sweep=nowhere"], "error: sweep=nowhere is not a sweep"),
         (["runs='nothing/*'"], "error: runs=nothing/* matches no run directory"),
         (["output=here"], "error: output=here goes with runs=<glob>"),
         (["swep=latest"], "error: swep: no such key, did you mean sweep?"),

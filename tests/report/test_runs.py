@@ -3,7 +3,11 @@ import shlex
 
 import pytest
 
-from quartet.report.runs import collect_runs, collect_sweep, find_sweep
+from quartet.report.runs import curve, find_sweep, frame, matching_runs, objectives, sweep_runs
+
+
+def records(sweep):
+    return frame(sweep_runs(sweep))
 
 
 def test_latest_is_the_newest_sweep(make_sweep):
@@ -16,7 +20,7 @@ def test_latest_is_the_newest_sweep(make_sweep):
 def test_a_sweep_from_before_sweep_json_is_one_too(make_run, outputs):
     make_run(outputs / "sweeps" / "old" / "0")
     assert find_sweep("latest").name == "old"
-    assert collect_sweep(find_sweep("latest")).objectives == {"val/loss": "min"}
+    assert objectives(records(find_sweep("latest")), {}) == {"val/loss": "min"}
 
 
 def test_no_sweep_at_all():
@@ -25,21 +29,20 @@ def test_no_sweep_at_all():
 
 
 def test_no_such_sweep(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"sweep=\S+ is no sweep .*try sweep=latest"):
+    with pytest.raises(FileNotFoundError, match=r"sweep=\S+ is not a sweep .*try sweep=latest"):
         find_sweep(str(tmp_path))
 
 
 def test_a_glob_that_matches_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"runs=\S+ matches no run directory"):
-        collect_runs(str(tmp_path / "*"), tmp_path)
+        matching_runs(str(tmp_path / "*"))
 
 
 def test_runs_for_debugging_are_left_out_and_a_folder_called_debug_is_none(make_run, outputs, tmp_path):
     for place in (outputs / "mlp" / "1", outputs / "debug" / "mlp" / "2", tmp_path / "debug" / "3"):
         make_run(place)
-    names = [record.directory.name for record in collect_runs(str(outputs / "**"), tmp_path).records]
-    assert names == ["1"]
-    assert len(collect_runs(str(tmp_path / "debug" / "*"), tmp_path).records) == 1
+    assert [path.name for path in matching_runs(str(outputs / "**"))] == ["1"]
+    assert len(matching_runs(str(tmp_path / "debug" / "*"))) == 1
 
 
 def test_runs_with_different_monitors(make_run, tmp_path):
@@ -48,7 +51,7 @@ def test_runs_with_different_monitors(make_run, tmp_path):
     with pytest.raises(
         ValueError, match=r"0 monitors val/loss \(min\); 1 monitors val/accuracy \(max\); name runs with"
     ):
-        _ = collect_runs(str(tmp_path / "*"), tmp_path).objectives
+        objectives(frame(matching_runs(str(tmp_path / "*"))), {})
 
 
 def test_trials_without_a_directory_are_told(make_sweep):
@@ -56,10 +59,9 @@ def test_trials_without_a_directory_are_told(make_sweep):
     (sweep / "1").rename(sweep / "3")
     (sweep / "logs").mkdir()
     (sweep / "logs" / "4.log").write_text("reading\n\nerror: optimizer.lrr: no such key\n")
-    records = collect_sweep(sweep).records
-    assert [(r.name, r.status) for r in records] == [(str(n), s) for n, s in enumerate(
-        ["completed", "missing", "missing", "completed", "missing"])]  # fmt: skip
-    assert records[4].reason == "error: optimizer.lrr: no such key"
+    statuses = ["completed", "missing", "missing", "completed", "missing"]
+    assert records(sweep)["status"].to_dict() == {str(n): status for n, status in enumerate(statuses)}
+    assert records(sweep)["reason"]["4"] == "error: optimizer.lrr: no such key"
 
 
 @pytest.mark.parametrize("journal", ["", "{}\n" * 9])
@@ -68,33 +70,33 @@ def test_a_folder_named_by_a_date_is_no_trial(make_sweep, journal):
     (sweep / "journal.log").write_text(journal)
     (sweep / "20261125").mkdir()
     (sweep / ("9" * 20)).mkdir()
-    assert [r.name for r in collect_sweep(sweep).records] == ["0", "1"]
+    assert [*records(sweep).index] == ["0", "1"]
 
 
 def test_why_a_run_failed(make_sweep):
     sweep = make_sweep([(None, {}, "failed")])
     (sweep / "0" / "error.txt").write_text("Traceback\n  line\nValueError: the loss is not finite\n")
-    assert collect_sweep(sweep).records[0].reason == "ValueError: the loss is not finite"
+    assert records(sweep)["reason"]["0"] == "ValueError: the loss is not finite"
 
 
 @pytest.mark.parametrize("name, text", [("config.yaml", "{"), ("config.yaml", "a: ${b}"), ("config.yaml", "[1]")])
 def test_a_damaged_config_is_told(make_sweep, name, text):
     sweep = make_sweep([(1.0,)])
     (sweep / "0" / name).write_text(text)
-    (record,) = collect_sweep(sweep).records
-    assert record.status == "damaged" and "config.yaml" in record.reason
+    run = records(sweep).loc["0"]
+    assert run["status"] == "damaged" and "config.yaml" in run["reason"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null"])
 def test_a_damaged_result_is_that_of_a_run_without_an_end(make_sweep, text):
     sweep = make_sweep([(1.0,)])
     (sweep / "0" / "result.json").write_text(text)
-    assert collect_sweep(sweep).records[0].status == "unfinished"
+    assert records(sweep)["status"]["0"] == "unfinished"
 
 
 def test_the_command_is_for_a_shell(make_sweep):
     sweep = make_sweep([(1.0, {"model.hidden": "[8, 8]", "run.name": "it's", "data.path": "'$HOME'"})])
-    command = collect_sweep(sweep).records[0].command
+    command = records(sweep)["command"]["0"]
     words = ["model=mlp", "model.hidden=[8, 8]", "run.name=it's", "data.path='$HOME'"]
     assert command is not None and shlex.split(command) == ["python", "scripts/train.py", *words]
     assert '"run.name=it\'s"' in command and '"data.path' not in command
@@ -105,14 +107,23 @@ def test_a_job_of_a_sweep_without_its_overrides_has_no_command(make_sweep):
     (sweep / "0" / "trial.json").unlink()
     (sweep / "1" / "trial.json").unlink()
     (sweep / "1" / "environment.json").write_text('{"command": ["train.py", "-m", "seed=0,1"]}')
-    alone, of_many = collect_sweep(sweep).records
-    assert alone.command == "python scripts/train.py model=mlp" and of_many.command is None
+    assert [*records(sweep)["command"]] == ["python scripts/train.py model=mlp", None]
 
 
-def test_curves_have_steps_or_samples_and_finite_values(make_sweep):
-    sweep = make_sweep([(1.0, {"data.batch_size": 4, "trainer.accumulate_grad_batches": 2})])
+def test_curves_have_steps_and_finite_values(make_sweep):
+    sweep = make_sweep([(1.0, {})])
     (sweep / "0" / "metrics.csv").write_text("step,val/loss\n4,\n9,0.5\n19,nan\n29,0.25\n")
-    (record,) = collect_sweep(sweep).records
-    assert record.curve("val/loss") == [(10, 0.5), (30, 0.25)]
-    assert record.curve("val/loss", samples=True) == [(80, 0.5), (240, 0.25)]
-    assert record.curve("val/other") == []
+    (run,) = records(sweep).to_dict("records")
+    assert curve(run, "val/loss").to_dict() == {10: 0.5, 30: 0.25}
+    assert curve(run, "val/other").empty
+
+
+def test_values_keep_their_types_beside_runs_that_lack_them(make_sweep):
+    """A table would make 32 beside nothing 32.0; null is not the same as no such key."""
+    sweep = make_sweep([(1.0, {"model.width": 32}), (1.0, {"model.width": None}), (1.0, {})])
+    one, null, missing = records(sweep)["config.model.width"]
+    assert isinstance(one, int) and null is None and missing != missing
+
+
+def test_no_runs_are_a_table_too():
+    assert frame([]).empty and {"run", "status", "seed"} <= {*frame([])}

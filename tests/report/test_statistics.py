@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from quartet.report.statistics import compare, estimate, front, importance
+from quartet.report.statistics import compare, estimate, importance, pareto_front
 
 VALUES = [0.1, 0.4, 0.35, 0.8]
 
@@ -65,9 +65,9 @@ def test_equal_differences_are_not_tested():
 
 def test_the_front_is_what_nothing_beats():
     points = [(1, 5), (2, 2), (5, 1), (3, 3), (2, 2)]
-    assert front(points, ["min", "min"]) == [0, 1, 2, 4]
-    assert front(points, ["max", "max"]) == [0, 2, 3]
-    assert front([], ["min", "min"]) == []
+    assert pareto_front(points, ["min", "min"]) == [0, 1, 2, 4]
+    assert pareto_front(points, ["max", "max"]) == [0, 2, 3]
+    assert pareto_front([], ["min", "min"]) == []
 
 
 def test_what_decides_is_most_important():

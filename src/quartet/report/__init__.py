@@ -1,7 +1,7 @@
 """The report of a sweep, or of any runs: report.md, report.html, runs.csv and figures in one directory.
 
 A report judges by validation metrics. It looks at the data again for two things only: out-of-fold metrics of complete
-cross-validations, and where asked for, one test of the winner.
+cross-validations and, if asked, one test of the winner. pandas and matplotlib are imported late: `--help` needs neither.
 """
 
 from __future__ import annotations
@@ -10,45 +10,45 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from quartet.files import written
-from quartet.run import outputs
-from quartet.typed import command
+from quartet.run import Run, outputs
+from quartet.typed import EVERYWHERE, command
 
 if TYPE_CHECKING:
-    from quartet.report.settings import Setting
-    from quartet.report.study import Study
+    from quartet.report.analysis import Analysis
 
-POOLED = 3  # settings, best first, whose out-of-fold metrics are computed: each costs a validation for every fold
+POOLED = 3  # settings, best first, whose out-of-fold metrics are computed: each costs a validation of every fold
+FRONT = 5  # settings of a Pareto front that a terminal shows
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and `summary`: some lines for a terminal."""
+    """The directory that was written to, and `summary`: some lines for a terminal."""
 
     directory: Path
     summary: str
 
 
 def report_sweep(directory: Path, *, test_winner: bool = False) -> Report:
-    """Whatever came of a sweep gets a report, also where nothing is completed."""
-    from quartet.report.runs import collect_sweep
-    from quartet.report.study import Study
+    """A sweep gets a report also if nothing is completed."""
+    from quartet.report.analysis import Analysis
+    from quartet.report.runs import frame, read_json, sweep_runs
 
-    return _report(Study(collect_sweep(directory), directory), test_winner)
+    runs, plan = frame(sweep_runs(directory)), read_json(directory / "sweep.json")
+    return _report(Analysis(f"sweep {directory.name}", directory, runs, plan), test_winner)
 
 
 def report_runs(pattern: str, output: Path, *, test_winner: bool = False) -> Report:
     """Of the runs that a glob names. FileNotFoundError: there are none; ValueError: they monitor different metrics."""
-    from quartet.report.runs import collect_runs
-    from quartet.report.study import Study
+    from quartet.report.analysis import Analysis
+    from quartet.report.runs import frame, matching_runs
 
-    return _report(Study(collect_runs(pattern, output), output), test_winner)
+    return _report(Analysis(f"runs {pattern}", output, frame(matching_runs(pattern))), test_winner)
 
 
 def report(sweep: str, runs: str | None, output: str | None, test_winner: bool) -> Report:
-    """What scripts/report.py does."""
+    """The command scripts/report.py."""
     from quartet.report.runs import find_sweep
 
     if runs is None:
@@ -60,57 +60,51 @@ def report(sweep: str, runs: str | None, output: str | None, test_winner: bool) 
     return report_runs(runs, directory, test_winner=test_winner)
 
 
-def _report(study: Study, test_winner: bool) -> Report:
-    from quartet.report.held_out import read_test, test_once
-    from quartet.report.study import summary
+def _report(analysis: Analysis, test_winner: bool) -> Report:
+    from quartet.report.held_out import out_of_fold, read_test, test_once
+    from quartet.report.page import write_report
 
-    _ = study.objectives  # runs that do not compare are refused before anything is written
-    if test_winner:
-        test_once(_winner(study), study.output)
-    study.tested = read_test(study.output)
-    study.out_of_fold = _out_of_fold(study)
-    _write(study)
-    return Report(study.output, summary(study))
-
-
-def _winner(study: Study) -> Setting:
-    if study.winner is not None:
-        return study.winner
-    if not study.ranked:
-        raise ValueError(f"{study.collection.name} has no completed run to test; finish one first")
-    raise ValueError(
-        f"with the objectives {', '.join(study.objectives)} there is no one winner; choose from the Pareto front and "
-        f"test it with: {command('evaluate', 'run=<directory>', 'split=test')}"
-    )
-
-
-def _out_of_fold(study: Study) -> dict[str, Any]:
-    """Of the best settings that have all of their folds; a text where it cannot be computed."""
-    from quartet.report.held_out import complete_folds, out_of_fold
-
-    crossed = [(setting, found) for setting in study.ranked if (found := complete_folds(setting))]
-    results: dict[str, Any] = {}
+    # 1. the one test of the winner
+    if test_winner and analysis.winner is None:
+        if not analysis.ranked:
+            raise ValueError(f"{analysis.name} has no completed run to test; finish one first")
+        raise ValueError(
+            f"with the objectives {', '.join(analysis.objectives)} there is no one winner; choose from the Pareto front "
+            f"and test it with: {command('evaluate', 'run=<directory>', 'split=test')}"
+        )
+    if test_winner and analysis.winner is not None:
+        test_once(analysis.winner, analysis.output)
+    analysis.tested = read_test(analysis.output)
+    # 2. out-of-fold metrics of the best settings that have all of their folds
+    crossed = [(setting, folds) for setting in analysis.ranked if (folds := setting.complete_folds())]
     for setting, by_seed in crossed[:POOLED]:
         try:
-            results[setting.name] = {seed: (*out_of_fold(r), r) for seed, r in by_seed.items()}
-        except Exception as error:  # a checkpoint that was deleted, data that have changed: no reason to have no report
-            results[setting.name] = str(error)
-    return results
+            found = {seed: (*out_of_fold(runs), runs) for seed, runs in by_seed.items()}
+            analysis.out_of_fold[setting.name] = found
+        except Exception as error:  # a checkpoint was deleted, data have changed: no reason to have no report
+            analysis.out_of_fold[setting.name] = str(error)
+    write_report(analysis)
+    return Report(analysis.output, _summary(analysis))
 
 
-def _write(study: Study) -> None:
-    from quartet.report.pages import html, markdown
-    from quartet.report.sections import blocks
-    from quartet.report.table import write_table
+def _summary(analysis: Analysis) -> str:
+    from quartet.report.page import digits, probability
+    from quartet.report.statistics import estimate
 
-    study.output.mkdir(parents=True, exist_ok=True)
-    title, page = f"Report: {study.collection.name}", blocks(study)
-    _put(study.output / "report.md", markdown(title, page))
-    _put(study.output / "report.html", html(title, page))
-    write_table(study, study.output / "runs.csv")
-
-
-def _put(path: Path, text: str) -> None:
-    """At once, so that a page that is open is never half of one."""
-    with written(path) as file:
-        file.write(text.encode("utf-8", "replace"))
+    metric, winner = analysis.metric, analysis.winner
+    lines = [f"{'best: ' if winner else ''}{analysis.headline}"]
+    if (tests := analysis.comparison) and tests.t_test is not None:
+        difference = f"{digits(tests.difference.mean)} in {tests.difference.n} pairs"
+        lines.append(f"second: {analysis.ranked[1].name}, difference {difference}, p {probability(tests.t_test)}")
+    for setting in [] if winner else [analysis.ranked[i] for i in analysis.front[:FRONT]]:
+        values = ", ".join(f"{goal} {setting.estimate(goal)}" for goal in analysis.objectives)
+        lines.append(f"  {setting.name}: {values}")
+    lines.append(f"runs: {analysis.counts}")
+    one, everything = winner.commands() if winner else (None, None)
+    if again := everything or one:
+        lines.append(f"again: {again.replace(EVERYWHERE, command('train'), 1)}")
+    name = metric.replace("val/", "test/", 1)
+    tested = [run[name] for run in analysis.tested.get("runs", {}).values() if name in run]
+    if tested:
+        lines.append(f"test: {name} {estimate(tested)} (n = {len(tested)})")
+    return "\n".join([*lines, f"report: {Run(analysis.output / 'report.html')}"])

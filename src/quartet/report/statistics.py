@@ -1,4 +1,4 @@
-"""Means, intervals, tests and importance: pure functions of numbers. SciPy and Optuna are imported late."""
+"""Means, intervals, tests, Pareto front and importance: pure functions of numbers. SciPy and Optuna are imported late."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 LEVEL = 0.95
 LEAST_FOR_WILCOXON = 6  # below, no p under 0.05 is possible in a two-sided test: 2 / 2**5 = 0.0625
 LEAST_FOR_IMPORTANCE = 10  # completed runs; a random forest of fewer says little
+Scores = Mapping[tuple[Any, Any], float]  # (seed, fold) -> value
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The sample standard deviation (n - 1) and Student's interval of the mean exist from n = 2 on."""
+    """The sample standard deviation (n - 1) and Student's interval of the mean; None for fewer than two values."""
 
     n: int
     mean: float
@@ -24,9 +25,23 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    def __str__(self) -> str:
+        """Mean ± std, both to the second digit of the std."""
+        mean = self._round(self.mean)
+        return mean if self.std is None else f"{mean} ± {self._round(self.std, 2)}"
+
+    @property
+    def interval(self) -> str:
+        return "–" if self.low is None or self.high is None else f"{self._round(self.low)} to {self._round(self.high)}"
+
+    def _round(self, value: float, digits: int = 4) -> str:
+        if not self.std or not math.isfinite(self.std) or not 1e-4 <= max(abs(self.mean), self.std) < 1e5:
+            return f"{value:.{digits}g}" if math.isfinite(value) else "–"
+        return f"{value:.{max(0, 1 - math.floor(math.log10(self.std)))}f}"
+
 
 def estimate(values: Sequence[float], *, variance_factor: float | None = None) -> Estimate:
-    """`variance_factor` times the sample variance is that of the mean: 1/n of independent values."""
+    """`variance_factor` times the sample variance is that of the mean: 1/n for independent values."""
     n = len(values)
     if n < 2:
         return Estimate(n, float(values[0]) if n else math.nan)
@@ -39,7 +54,7 @@ def estimate(values: Sequence[float], *, variance_factor: float | None = None) -
 
 @dataclass(frozen=True)
 class Comparison:
-    """Differences first - second over common pairs; what cannot be said is None, and `why` says why."""
+    """Differences first - second over common pairs; a p-value that cannot be given is None, and `why` says why."""
 
     difference: Estimate
     t_test: float | None = None
@@ -48,55 +63,38 @@ class Comparison:
     why: str = ""
 
 
-def compare(
-    first: Mapping[tuple[Any, Any], float], second: Mapping[tuple[Any, Any], float], folds: int | None = None
-) -> Comparison:
-    """A paired t-test over the (seed, fold) pairs that both have.
+def compare(first: Scores, second: Scores, folds: int | None = None) -> Comparison:
+    """A paired t-test and Wilcoxon's signed-rank test over the (seed, fold) pairs that both have.
 
-    Where the pairs are folds of a cross-validation, whose training parts overlap, the variance is corrected (Nadeau &
+    If the pairs are folds of a cross-validation, whose training parts overlap, the variance is corrected (Nadeau &
     Bengio 2003, Inference for the generalization error; repeated folds: Bouckaert & Frank 2004).
     """
     pairs = [pair for pair in first if pair in second]
-    differences = [first[pair] - second[pair] for pair in pairs]
-    crossed = folds is not None and len({fold for _, fold in pairs}) > 1
-    n = len(pairs)
-    factor = 1 / n + 1 / (folds - 1) if crossed and n and folds and folds > 1 else None  # n_val/n_train = 1/(folds - 1)
+    differences, n = [first[pair] - second[pair] for pair in pairs], len(pairs)
+    crossed = isinstance(folds, int) and len({fold for _, fold in pairs}) > 1
+    # n_val / n_train = 1 / (folds - 1)
+    factor = 1 / n + 1 / (folds - 1) if crossed and folds and folds > 1 else None
     difference = estimate(differences, variance_factor=factor)
     if n < 2:
         counted = "no pair of runs has" if n == 0 else "only one pair of runs has"
         return Comparison(difference, why=f"{counted} the same seed and fold in both settings; two are needed")
-    if difference.std == 0:
-        return Comparison(
-            difference, corrected=crossed, why="all pairs have the same difference: there is nothing to test"
-        )
-    p = student(difference, factor or 1 / n)
-    return Comparison(difference, p, wilcoxon(differences), crossed)
+    if not difference.std:
+        why = "all pairs have the same difference: there is nothing to test"
+        return Comparison(difference, corrected=crossed, why=why)
+    from scipy import stats
+
+    statistic = difference.mean / (difference.std * math.sqrt(factor or 1 / n))
+    p = float(2 * stats.t.sf(abs(statistic), n - 1))
+    nonzero = [value for value in differences if value]
+    enough = len(nonzero) >= LEAST_FOR_WILCOXON
+    return Comparison(difference, p, float(stats.wilcoxon(nonzero).pvalue) if enough else None, crossed)  # type: ignore[attr-defined]
 
 
-def student(difference: Estimate, variance_factor: float) -> float:
-    """p of a two-sided t-test of the mean against 0."""
-    from scipy.stats import t
-
-    assert difference.std
-    statistic = difference.mean / (difference.std * math.sqrt(variance_factor))
-    return float(2 * t.sf(abs(statistic), difference.n - 1))
-
-
-def wilcoxon(differences: Sequence[float]) -> float | None:
-    """p of the signed-rank test; None below six differences that are not zero."""
-    nonzero = [difference for difference in differences if difference]
-    if len(nonzero) < LEAST_FOR_WILCOXON:
-        return None
-    from scipy.stats import wilcoxon as signed_rank
-
-    return float(signed_rank(nonzero).pvalue)  # type: ignore[attr-defined]
-
-
-def front(points: Sequence[Sequence[float]], modes: Sequence[str]) -> list[int]:
-    """Which points no other one beats in every objective (Pareto)."""
+def pareto_front(points: Sequence[Sequence[float]], modes: Sequence[str]) -> list[int]:
+    """The points that no other one beats in every objective."""
     signed = np.array(points, dtype=float).reshape(len(points), len(modes))
     signed = signed * np.array([1 if mode == "min" else -1 for mode in modes])
-    beaten = [bool(((signed <= p).all(1) & (signed < p).any(1)).any()) for p in signed]
+    beaten = [((signed <= point).all(1) & (signed < point).any(1)).any() for point in signed]
     return [i for i, is_beaten in enumerate(beaten) if not is_beaten]
 
 
@@ -110,41 +108,42 @@ def importance(
     """
     keys = [key for key in points[0] if len({repr(point[key]) for point in points}) > 1] if points else []
     if len(points) < LEAST_FOR_IMPORTANCE:
-        raise ValueError(f"it takes {LEAST_FOR_IMPORTANCE} completed runs, there are {len(points)}")
+        raise ValueError(f"it needs {LEAST_FOR_IMPORTANCE} completed runs, there are {len(points)}")
     if len(keys) < 2:
         raise ValueError("it compares two varied parameters or more")
     if len(set(values)) < 2:
         raise ValueError("all runs came out the same")
     import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
     from scipy.stats import rankdata
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    columns = {key: _places([point[key] for point in points], key in log) for key in keys}
-    distributions = {key: _distribution(places) for key, places in columns.items()}
+    # 1. Optuna's fANOVA weighs a range by its width on the plain scale, on which the largest of rates from 1e-4 to 1e-1
+    #    would be all there is: values of a grid are replaced by their order, drawn ones by their logarithm
+    columns: dict[str, list[Any]] = {}
+    distributions: dict[str, Any] = {}
+    for key in keys:
+        column = [point[key] for point in points]
+        if all(is_number(value) for value in column):
+            levels = sorted(set(column))
+            if len(levels) <= len(column) / 2:
+                column = [float(levels.index(value)) for value in column]
+            elif key in log:
+                column = [math.log10(value) for value in column]
+            columns[key] = [float(value) for value in column]
+            distributions[key] = FloatDistribution(min(columns[key]), max(columns[key]))
+        else:
+            columns[key] = [str(value) for value in column]
+            distributions[key] = CategoricalDistribution(sorted(set(columns[key])))
+    # 2. a study of trials that never ran, whose values are the ranks
     study = optuna.create_study()
     for row, rank in enumerate(rankdata(values)):
-        chosen = {key: places[row] for key, places in columns.items()}
-        study.add_trial(optuna.create_trial(params=chosen, distributions=distributions, value=float(rank)))
-    return {k: float(v) for k, v in get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)).items()}
+        params = {key: column[row] for key, column in columns.items()}
+        study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=float(rank)))
+    shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {key: float(share) for key, share in shares.items()}
 
 
-def _places(values: list[Any], log: bool) -> list[float] | list[str]:
-    """Values on a scale on which all are equally likely, as fANOVA takes them: a grid counts, a draw keeps its scale.
-
-    Optuna's evaluator measures on the plain scale, on which the largest of rates from 1e-4 to 1e-1 would be all there is.
-    """
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return [str(value) for value in values]
-    levels = sorted(set(values))
-    if len(levels) <= len(values) / 2:
-        return [float(levels.index(value)) for value in values]
-    return [math.log10(value) if log else float(value) for value in values]
-
-
-def _distribution(places: list[Any]) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    if isinstance(places[0], str):
-        return CategoricalDistribution(sorted(set(places)))
-    return FloatDistribution(min(places), max(places))
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,19 +1,27 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from quartet.report.runs import Collection, Record, collect_runs, collect_sweep, leaves
-from quartet.report.settings import group, is_log, parameters, short, text
+from quartet.report.analysis import Analysis, is_log, parameters, settings, short, text
+from quartet.report.runs import flatten, frame, matching_runs, read_json, sweep_runs
 from quartet.run import signature
 
-
-def record(name: str, config: dict, *words: str, loss: float = 1.0) -> Record:
-    result = {"metrics": {"val/loss": loss}}
-    return Record(name, Path(name), "completed", dict(leaves(config)), list(words), result)
+OBJECTIVES = {"objectives": {"val/loss": "min"}}
 
 
-def collection(*records: Record, space: dict | None = None) -> Collection:
-    return Collection("", Path(), list(records), {"space": space or {}, "objectives": {"val/loss": "min"}})
+def table(*runs: tuple):
+    """Of runs that were never written: (config, *overrides)."""
+    rows = []
+    for number, (config, *words) in enumerate(runs):
+        values = {f"config.{key}": value for key, value in flatten(config)}
+        facts = {"status": "completed", "val/loss": 1.0, "seed": config.get("seed"), "fold": None}
+        rows.append({"run": str(number), "directory": Path(str(number)), "overrides": words, **facts, **values})
+    return pd.DataFrame(rows, dtype=object)
+
+
+def of_sweep(directory: Path):
+    return settings(frame(sweep_runs(directory)), read_json(directory / "sweep.json"))
 
 
 def test_seeds_and_folds_are_repetitions(make_sweep):
@@ -22,7 +30,7 @@ def test_seeds_and_folds_are_repetitions(make_sweep):
         for seed in (0, 1)
         for fold in (0, 1)
     ]
-    (setting,) = group(collect_sweep(make_sweep(runs)))
+    (setting,) = of_sweep(make_sweep(runs))
     assert setting.scores("val/loss") == {(0, 0): 0, (0, 1): 1, (1, 0): 1, (1, 1): 2}
     assert setting.values == {} and setting.name == "the one setting"
 
@@ -40,16 +48,16 @@ def test_what_groups_here_has_one_signature_there(make_sweep):
         "run.name": "y",
     }
     sweep = make_sweep([(1.0, {}), (2.0, values), (3.0, {"model.dropout": 0.2})])
-    settings = group(collect_sweep(sweep))
-    assert [len(setting.records) for setting in settings] == [2, 1]
-    signatures = [{signature(Run(r.directory).config) for r in setting.records} for setting in settings]
+    found = of_sweep(sweep)
+    assert [len(setting.runs) for setting in found] == [2, 1]
+    signatures = [{signature(Run(run["directory"]).config) for run in setting.runs} for setting in found]
     assert [len(found) for found in signatures] == [1, 1] and signatures[0] != signatures[1]
 
 
 def test_paths_that_are_swept_are_no_repetitions(make_sweep):
     runs = [(i, {"data.path": path}) for i, path in enumerate("ab")]
-    settings = group(collect_sweep(make_sweep(runs, {"data.path": "a,b"})))
-    assert [setting.values for setting in settings] == [{"data.path": "a"}, {"data.path": "b"}]
+    found = of_sweep(make_sweep(runs, {"data.path": "a,b"}))
+    assert [setting.values for setting in found] == [{"data.path": "a"}, {"data.path": "b"}]
 
 
 def test_a_choice_stands_for_all_that_follows_from_it():
@@ -57,43 +65,46 @@ def test_a_choice_stands_for_all_that_follows_from_it():
     mlp = {"model": {"_target_": "MLP", "width": 1, "norm": "batch"}, "data": {"kind": "table"}, "optimizer": {"lr": 1}}
     rnn = {"model": {"_target_": "RNN", "cell": "lstm"}, "data": {"kind": "text"}, "optimizer": {"lr": 2}}
     for space in ({"model": "mlp,rnn"}, {}):
-        found = collection(record("0", mlp, "model=mlp"), record("1", rnn, "model=rnn"), space=space)
-        assert parameters(found) == ["model"]
-        assert [setting.values for setting in group(found)] == [{"model": "mlp"}, {"model": "rnn"}]
+        runs, plan = table((mlp, "model=mlp"), (rnn, "model=rnn")), {"space": space, **OBJECTIVES}
+        assert parameters(runs, plan) == ["model"]
+        assert [setting.values for setting in settings(runs, plan)] == [{"model": "mlp"}, {"model": "rnn"}]
 
 
 def test_a_choice_that_was_left_as_it_is_is_the_same_choice():
     config = {"optimizer": {"_target_": "AdamW", "lr": 1}}
     other = {"optimizer": {"_target_": "SGD", "lr": 1}}
-    found = collection(record("0", config), record("1", config, "optimizer=adamw"), record("2", other, "optimizer=sgd"))
-    assert [(s.values, len(s.records)) for s in group(found)] == [
+    runs = table((config,), (config, "optimizer=adamw"), (other, "optimizer=sgd"))
+    assert [(s.values, len(s.runs)) for s in settings(runs, OBJECTIVES)] == [
         ({"optimizer": "adamw"}, 2),
         ({"optimizer": "sgd"}, 1),
     ]
 
 
 def test_without_commands_the_targets_speak():
-    found = collection(
-        record("0", {"model": {"_target_": "a.MLP", "width": 1}, "seed": 0}),
-        record("1", {"model": {"_target_": "a.RNN", "cell": "lstm"}, "seed": 1}),
+    runs = table(
+        ({"model": {"_target_": "a.MLP", "width": 1}, "seed": 0},),
+        ({"model": {"_target_": "a.RNN", "cell": "lstm"}, "seed": 1},),
     )
-    assert [setting.values for setting in group(found)] == [{"model._target_": "MLP"}, {"model._target_": "RNN"}]
+    assert [setting.values for setting in settings(runs, OBJECTIVES)] == [
+        {"model._target_": "MLP"},
+        {"model._target_": "RNN"},
+    ]
 
 
 def test_keys_that_always_move_together_are_one():
-    found = collection(*(record(str(i), {"a": i, "b": -i, "c": i % 2, "d": 7}) for i in range(4)))
-    assert parameters(found) == ["a", "c"]
+    runs = table(*(({"a": i, "b": -i, "c": i % 2, "d": 7},) for i in range(4)))
+    assert parameters(runs, {}) == ["a", "c"]
 
 
 def test_the_best_mean_is_first_in_either_direction(seeds):
-    plan = collect_sweep(seeds)
-    assert [s.values["optimizer.lr"] for s in group(plan)] == [0.003, 0.001]
-    plan.plan["objectives"] = {"val/loss": "max"}
-    assert [s.values["optimizer.lr"] for s in group(plan)] == [0.001, 0.003]
+    runs, plan = frame(sweep_runs(seeds)), read_json(seeds / "sweep.json")
+    assert [s.values["optimizer.lr"] for s in settings(runs, plan)] == [0.003, 0.001]
+    plan["objectives"] = {"val/loss": "max"}
+    assert [s.values["optimizer.lr"] for s in settings(runs, plan)] == [0.001, 0.003]
 
 
 def test_exact_repetitions_count_once(make_sweep):
-    (setting,) = group(collect_sweep(make_sweep([(1.0, {}), (1.0, {}), (float("nan"), {"seed": 1})])))
+    (setting,) = of_sweep(make_sweep([(1.0, {}), (1.0, {}), (float("nan"), {"seed": 1})]))
     assert (setting.estimate("val/loss").n, setting.repeated) == (1, 2)
 
 
@@ -119,10 +130,19 @@ def test_any_runs_are_grouped_without_a_plan(make_run, tmp_path):
     for seed in (0, 1):
         for lr in (0.1, 0.2):
             make_run(tmp_path / f"{seed}-{lr}", lr, {"seed": seed, "optimizer.lr": lr})
-    settings = group(collect_runs(str(tmp_path / "*"), tmp_path))
-    assert [(s.values, len(s.scored)) for s in settings] == [({"optimizer.lr": 0.1}, 2), ({"optimizer.lr": 0.2}, 2)]
+    found = settings(frame(matching_runs(str(tmp_path / "*"))), {})
+    assert [(s.values, len(s.scored)) for s in found] == [({"optimizer.lr": 0.1}, 2), ({"optimizer.lr": 0.2}, 2)]
 
 
 @pytest.mark.parametrize("value", [None, "text", float("inf"), [1]])
 def test_odd_values_of_metrics_are_no_values(value):
-    assert Record("0", Path(), "completed", result={"metrics": {"val/loss": value}}).value("val/loss") is None
+    runs = table(({"seed": 0},), ({"seed": 1},))
+    runs.at[0, "val/loss"] = value
+    (setting,) = settings(runs, OBJECTIVES)
+    assert [*setting.scored] == [(1, None)] and setting.repeated == 1
+
+
+def test_caveats_name_what_was_validated_on_other_data(make_sweep):
+    sweep = make_sweep([(1.0, {"data.source.name": name}) for name in ("wine", "digits")])
+    analysis = Analysis("", sweep, frame(sweep_runs(sweep)))
+    assert analysis.other_data == ["data.source.name"] and analysis.comparison is None
