@@ -437,7 +437,7 @@ def test_a_file_of_weights(compose, harm, tmp_path, what):
     CHECKPOINTS[what][0](path, harm)
     settings = "model=image data.batch_size=8 trainer.accelerator=cpu"
     said = refusal(create_and_train, compose(*settings.split(), f"model.weights='{path}'"))
-    assert str(path) in said and (CHECKPOINTS[what][1] in said or "is no file of weights as torchvision" in said)
+    assert str(path) in said and (CHECKPOINTS[what][1] in said or "is not a file of weights as torchvision" in said)
 
 
 # a real command line

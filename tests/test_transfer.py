@@ -182,7 +182,7 @@ def test_misfits_are_named_with_what_to_change(configure, outputs, model, overri
 def test_another_architecture_is_named_before_any_data_are_read(configure, monkeypatch):
     source = untrained_run(configure("rnn"))
     monkeypatch.setattr(build, "build_data", None)
-    with pytest.raises(ValueError, match=r"finetune.init_from=.* is a RNN, this model a Transformer; take that model"):
+    with pytest.raises(ValueError, match=r"finetune.init_from=.* is a RNN, this model a Transformer; use that model"):
         create_and_train(configure("transformer", f"finetune.init_from={source.directory}"))
 
 
@@ -402,7 +402,7 @@ def publish(monkeypatch) -> Callable[..., dict[str, torch.Tensor]]:
 def pretrained(name: str, channels: int = 3, **changes: Any) -> TorchvisionClassifier:
     settings = {"name": name, "weights": "DEFAULT", "small_stem": "auto", "dropout": 0.0, "channels_last": True}
     network = TorchvisionClassifier(in_channels=channels, image_size=32, n_classes=4, **{**settings, **changes})
-    weights._load_torchvision(network, name, "DEFAULT")
+    weights.load_torchvision(network, name, "DEFAULT")
     return network
 
 
@@ -481,7 +481,7 @@ def test_weights_from_a_file(configure, publish, tmp_path, monkeypatch):
     [
         (None, r"model.weights=\S+/mine.pth: there is no such file"),
         (Harm(), r"mine.pth is no checkpoint, or holds more than tensors and plain data"),
-        ([1, 2], r"model.weights=\S+/mine.pth is no file of weights as torchvision publishes them"),
+        ([1, 2], r"model.weights=\S+/mine.pth is not a file of weights as torchvision publishes them"),
         ({"conv1.weight": torch.zeros(3)}, r"model.weights=\S+ does not fit the network: conv1.weight is 3 there and "
                                            r"64×1×7×7 here, .* must be those of model.name=resnet18"),
     ],
