@@ -25,7 +25,6 @@ from quartet.arguments import (
     Probability,
     Rule,
     accepts,
-    parameters,
     problems,
     words,
 )
@@ -247,20 +246,16 @@ def instantiate(node: dict[str, Any], group: str, kinds: tuple[type, ...], *args
     if both:
         source = "is set by Quartet" if group == "trainer" else "comes from the data"
         raise ValueError(f"{', '.join(both)} of {node['_target_']} {source}; leave it out of the config")
-    inner_parts = {key: _built(value) for key, value in arguments_of(node).items()}
-    made = target(*args, *node.get("_args_", ()), **facts, **inner_parts)
+    from hydra.utils import instantiate as by_hydra
+
+    arguments = {  # a nested node is built by Hydra; plain values stay what they are
+        key: by_hydra(value, _convert_="all") if isinstance(value, dict) and "_target_" in value else value
+        for key, value in arguments_of(node).items()
+    }
+    made = target(*args, *node.get("_args_", ()), **facts, **arguments)
     if not isinstance(made, kinds):
         raise ValueError(f"{node['_target_']} made a {type(made).__name__}, which is not a part of {group}")
     return made
-
-
-def _built(value: Any) -> Any:
-    """A nested node is built by Hydra; plain values stay what they are."""
-    if isinstance(value, dict) and "_target_" in value:
-        from hydra.utils import instantiate as by_hydra
-
-        return by_hydra(value, _convert_="all")
-    return value
 
 
 # validation
@@ -298,8 +293,12 @@ def _node_problems(config: dict[str, Any], kinds: dict[str, tuple[type, ...]], a
             locate(inner, None, (), among)
         narrower = {name.removeprefix(f"{key}."): hint for name, hint in SETTINGS.items() if name.startswith(f"{key}.")}
         yield from problems(target, arguments_of(node), key, narrower)
-        if _writes_by_itself(target, kinds[group]):
-            yield from _escapes(key, arguments_of(node))
+        # code of a library writes where its arguments say, which knows nothing of runs; what it is derived from does not
+        if inspect.isclass(target) and not trust.is_ours(target.__module__):
+            common = {b for kind in kinds[group] for b in kind.__mro__} if target not in kinds[group] else set()
+            bases = [base.__module__.split(".")[0] for base in target.__mro__ if base not in common]
+            if set(bases) & set(trust.LIBRARIES):
+                yield from _escapes(key, arguments_of(node))
     known = val_metrics(config, kinds)
     if config["monitor"]["metric"] not in known:
         yield f"monitor.metric must be one of {', '.join(known)}, not {config['monitor']['metric']!r}"
@@ -309,14 +308,6 @@ def val_metrics(config: Any, kinds: dict[str, tuple[type, ...]]) -> list[str]:
     """What the task logs after each validation."""
     task: Any = locate(config["task"]["_target_"], "task", kinds["task"])
     return [f"val/{name}" for name in task.METRICS]
-
-
-def _writes_by_itself(target: Any, kinds: tuple[type, ...]) -> bool:
-    """Whether code of a library would write where its arguments say, which knows nothing of runs."""
-    if not inspect.isclass(target) or trust.is_ours(target.__module__):
-        return False
-    common = {base for kind in kinds for base in kind.__mro__} if target not in kinds else set()
-    return any(base.__module__.split(".")[0] in trust.LIBRARIES for base in target.__mro__ if base not in common)
 
 
 def _escapes(key: str, arguments: Any) -> Iterator[str]:
@@ -436,7 +427,3 @@ def direction_problem(key: str, metric: str, mode: str) -> str | None:
     return (
         f"{key}={mode} contradicts {metric}, which is better {comparison} it is; leave it out, or give {key}={better}"
     )
-
-
-def required(target: Callable[..., Any]) -> set[str]:
-    return parameters(target).required

@@ -95,19 +95,26 @@ class Display:
         """Draw the table again, if there is one and its time has come."""
         if self._live is None or not (now or time.monotonic() - self._refreshed > REFRESH):
             return
+        from rich.console import Group
+        from rich.table import Table
         from rich.text import Text
 
         self._refreshed = time.monotonic()
         width, height = self._live.console.size
-        rows = []
+        table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        # what varies gets what it needs up to two fifths of the width, the progress gets what is left
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(1, 2 * width // 5))
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(no_wrap=True, justify="right")
         for row in list(self._rows.values())[: max(1, height - 2)]:
             label, elapsed = printable(short(row.job.label)), duration(self._refreshed - row.begun)
-            rows.append((f"job {row.job.number}", label, progress(row.job), elapsed))
+            table.add_row(*map(Text, (f"job {row.job.number}", label, progress(row.job), elapsed)))
         ended = sum(self.counts.values())
         parts = [f"{ended} of {self.total} ended" if self.total else f"{ended} ended"]
         parts += [*(f"{n} {name}" for name, n in self.counts.items()), f"{len(self._rows)} running", self.best]
-        summary = clip(" · ".join(filter(None, parts)), width)
-        self._live.update(Text("\n".join([*table(rows, width), summary]), no_wrap=True, overflow="crop"), refresh=True)
+        summary = Text(" · ".join(filter(None, parts)), no_wrap=True, overflow="ellipsis")
+        self._live.update(Group(table, summary), refresh=True)
 
 
 def progress(job: Job) -> str:
@@ -118,27 +125,6 @@ def progress(job: Job) -> str:
     newest = {name: value for row in rows for name, value in row.items() if value}
     metrics = [f"{name} {float(newest[name]):.4g}" for name in SHOWN if name in newest]
     return "  ".join([f"step {int(newest['step']) + 1:,}", *metrics])
-
-
-def table(rows: list[tuple[str, str, str, str]], width: int) -> list[str]:
-    """Lines of at most `width`: what varies gets what it needs up to two fifths, the progress gets what is left."""
-    job, label, _, elapsed = (max((len(row[i]) for row in rows), default=0) for i in range(4))
-    label = min(label, 2 * width // 5)
-    note = max(0, width - job - label - elapsed - 6)
-    cells = [(row[0], clip(row[1], label), whole_parts(row[2], note), row[3]) for row in rows]
-    return [clip(f"{a:<{job}}  {b:<{label}}  {c:<{note}}  {d:>{elapsed}}", width) for a, b, c, d in cells]
-
-
-def clip(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(0, width - 1)] + "…"[:width]
-
-
-def whole_parts(text: str, width: int) -> str:
-    """As many of the parts that two spaces separate as there is room for."""
-    parts = text.split("  ")
-    while parts and len("  ".join(parts)) > width:
-        parts.pop()
-    return "  ".join(parts)
 
 
 def short(label: str) -> str:
