@@ -18,9 +18,9 @@ from typing import Any
 from pytorch_lightning import Callback, Trainer
 
 from quartet import build
-from quartet.callbacks import checkpoint
 from quartet.cli import _compose, quiet_libraries
 from quartet.commands.train import create
+from quartet.engine import checkpoint
 from quartet.engine.fit import train
 from quartet.engine.weights import read_checkpoint
 

@@ -73,7 +73,7 @@ def test_rows_of_metrics_that_a_power_failure_has_damaged_are_left_out(tmp_path,
     with log.path.open("ab") as file:
         file.write(DAMAGE[what])
     again = MetricsFile(save_dir=str(tmp_path))
-    again.go_on(12)
+    again.truncate_from(12)
     assert [row["step"] for row in read_metrics(log.path)] == [str(step) for step in range(12)]
     again.log_metrics({"loss": 1.0, "new": 2.0}, 12)
     rows = read_metrics(log.path)
@@ -84,7 +84,7 @@ def test_rows_of_metrics_that_a_power_failure_has_damaged_are_left_out(tmp_path,
 def test_a_file_of_metrics_without_rows_is_begun_anew(tmp_path, content):
     log = MetricsFile(save_dir=str(tmp_path))
     log.path.write_bytes(content)
-    log.go_on(3)
+    log.truncate_from(3)
     log.log_metrics({"loss": 1.0}, 3)
     assert read_metrics(log.path) == [{"step": "3", "loss": "1.0"}]
 

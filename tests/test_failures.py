@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from quartet.callbacks import checkpoint
 from quartet.commands.evaluate import evaluate
 from quartet.commands.train import create_and_train
+from quartet.engine import checkpoint
 from quartet.engine.fit import train
 from quartet.run import Run
 from quartet.tasks.base import Task

@@ -15,11 +15,11 @@ import torch
 from omegaconf import OmegaConf
 
 from quartet import build
-from quartet.callbacks.checkpoint import TRAINING, WEIGHTS
 from quartet.commands.evaluate import evaluate
 from quartet.commands.generate import generate
 from quartet.commands.train import create_and_train
 from quartet.engine import weights
+from quartet.engine.checkpoint import TRAINING, WEIGHTS
 from quartet.engine.fit import train
 from quartet.run import Run
 
@@ -231,7 +231,7 @@ def same(here: Any, there: Any) -> bool:
 TARGETS = ["os.system", "subprocess.Popen", "builtins.eval", "torch.load", "torch.hub.load", "quartet.run.os.system"]
 TARGETS += [
     "quartet.data.sources.Path",
-    "quartet.callbacks.checkpoint.remove_leftovers",
+    "quartet.engine.checkpoint.remove_leftovers",
     "quartet.commands.train.create",
     "3",
     "",

@@ -17,8 +17,8 @@ import torch
 from pytorch_lightning import Callback
 
 from quartet import build
-from quartet.callbacks import checkpoint
 from quartet.commands.train import create_and_train
+from quartet.engine import checkpoint
 from quartet.engine.fit import train
 from quartet.run import Run
 

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision import models
 
 from quartet import build
-from quartet.callbacks.transfer import Freeze, backbone_modules, backbone_parameters
+from quartet.callbacks.freeze import Freeze, backbone_modules, backbone_parameters
 from quartet.commands.evaluate import evaluate
 from quartet.commands.train import create, create_and_train
 from quartet.data.images import Pictures

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from quartet import config as configs
 from quartet import optim, trust
 from quartet.arguments import parameters
-from quartet.callbacks.transfer import Freeze
+from quartet.callbacks.freeze import Freeze
 from quartet.cli import in_sweep
 from quartet.config import arguments_of, is_users, plain, settle_monitor
 from quartet.data.base import DataModule, user_path

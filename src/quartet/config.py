@@ -60,6 +60,10 @@ MOVED = {
 # parts that older configs name, and where they are now: a module, or one thing in it
 RENAMED: dict[str, str] = {
     "quartet.sharding": "quartet.engine.fsdp",
+    "quartet.callbacks.checkpoint": "quartet.engine.checkpoint",
+    "quartet.callbacks.pruning": "quartet.sweeps.pruning",
+    "quartet.callbacks.dashboards.Figures": "quartet.callbacks.figures.Figures",
+    "quartet.callbacks.dashboards.TextSamples": "quartet.callbacks.samples.TextSamples",
 }
 
 ADDED = ("length", "prompt", "finetune", "workers", "pairing")  # nodes that older configs do not have

@@ -16,10 +16,11 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from torch import nn
 from torch.utils.data import DataLoader
 
-from quartet.callbacks.dashboards import Figures, TextSamples, evaluating
+from quartet.callbacks.figures import Figures
 from quartet.callbacks.metrics_file import MetricsFile, read_metrics
 from quartet.callbacks.monitors import GradientNorm, LearningRate, Throughput, learning_rates
 from quartet.callbacks.progress import LiveProgress, PlainProgress, count, duration, number, progress
+from quartet.callbacks.samples import TextSamples, evaluating
 from quartet.callbacks.tensorboard import Overlay, RunTensorBoard, flatten, layout, write_hparams
 from quartet.data.memory import Samples
 from quartet.data.spec import Spec
@@ -333,13 +334,15 @@ class TestFigures:
     @pytest.mark.parametrize(("share", "drawings"), [(1e9, 6), (0.0, 1)])
     def test_drawing_keeps_to_its_share_of_the_time(self, tmp_path, monkeypatch, share, drawings):
         callback, parts = figures_callback(most_share=share, clock=Clock(tick=1.0)), []
-        monkeypatch.setattr(callback, "_classification", lambda trainer, task, part, *_, **__: parts.append(part))
+        shown = lambda trainer, part, name, *_: parts.append(part) if name == "curves" else None  # noqa: E731
+        monkeypatch.setattr("quartet.callbacks.figures.show_figure", shown)
         trainer_for(tmp_path, [callback], [], max_epochs=6).fit(Classifier(), datamodule=Data())
         assert parts == ["val"] * drawings
 
     def test_only_every_nth_validation(self, tmp_path, monkeypatch):
         callback, steps = figures_callback(most_share=1e9, every_n_validations=3, clock=Clock(tick=1.0)), []
-        monkeypatch.setattr(callback, "_classification", lambda trainer, *_, **__: steps.append(trainer.global_step))
+        shown = lambda trainer, part, name, *_: steps.append(trainer.global_step) if name == "curves" else None  # noqa: E731
+        monkeypatch.setattr("quartet.callbacks.figures.show_figure", shown)
         trainer_for(tmp_path, [callback], [], max_epochs=7).fit(Classifier(), datamodule=Data())
         assert steps == [12, 24, 28]  # after epochs 3 and 6, and at the end
 
@@ -450,7 +453,7 @@ class TestMetricsFile:
         for step in range(0, 50, 10):
             first.log_metrics({"train/loss": 100.0 + step, "old": 1.0}, step=step)
         second = MetricsFile(save_dir=str(tmp_path))
-        second.go_on(25)
+        second.truncate_from(25)
         for step in range(30, 60, 10):
             second.log_metrics({"train/loss": 0.0}, step=step)
         rows = read_metrics(second.path)

@@ -25,7 +25,7 @@ def drawings(classes: tuple[str, ...]):
     probabilities = np.random.default_rng(0).dirichlet(np.ones(n), 3 * n)
     yield figures.confusion_figure(target, probabilities.argmax(1), classes, classes[0])
     yield figures.curves_figure(probabilities, target, classes, classes[0])
-    yield figures.pictures_figure(np.zeros((n, 4, 4, 1), np.uint8), list(classes), classes[0])
+    yield figures.images_figure(np.zeros((n, 4, 4, 1), np.uint8), list(classes), classes[0])
     yield figures.regression_figure(np.arange(9.0), np.arange(9.0) ** 2, classes[0])
     columns = [{"column": name, "kind": "numeric", "missing": 0.5} for name in classes]
     counts = {name: {"train": 3, "val": 1} for name in classes}
@@ -107,14 +107,14 @@ def test_a_figure_that_cannot_be_drawn_does_not_end_a_training(compose, monkeypa
 
 
 def test_a_full_disk_is_not_taken_for_a_bad_figure():
-    from quartet.callbacks.dashboards import optional
+    from quartet.callbacks.figures import optional
 
     with pytest.raises(OSError), optional("figures"):
         raise OSError(28, "No space left on device")
 
 
 def test_text_in_a_table_is_no_markdown():
-    from quartet.callbacks.dashboards import cell
+    from quartet.callbacks.figures import cell
 
     text = "if __name__ == '__main__':\n    a | b  # *all* <b>&amp;</b>"
     assert cell(text) == (

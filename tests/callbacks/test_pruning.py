@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quartet.callbacks.pruning import Pruning
+from quartet.sweeps.pruning import Pruning
 
 
 class Reporter:
@@ -32,7 +32,7 @@ def trainer(value: float, step: int = 10, total: int = 100) -> SimpleNamespace:
 
 def pruning(tmp_path, at: int, mode: str = "min") -> Pruning:
     callback = Pruning(run_directory=tmp_path, monitor="val/loss", mode=mode)
-    callback._reporter = Reporter(at)
+    callback.reporter = Reporter(at)
     return callback
 
 
@@ -41,7 +41,7 @@ def test_the_best_value_so_far_is_told_and_a_value_that_is_no_number_never(tmp_p
     callback = pruning(tmp_path, at=9, mode=mode)
     for value in (0.5, 0.3, math.nan, 0.6):
         callback.on_validation_end(trainer(value), None)  # type: ignore[arg-type]
-    assert callback._reporter.told == [(n, pytest.approx(value)) for n, value in enumerate(told, 1)]
+    assert callback.reporter.told == [(n, pytest.approx(value)) for n, value in enumerate(told, 1)]
 
 
 def test_a_hopeless_run_stops_and_one_at_its_end_is_complete(tmp_path):
@@ -68,4 +68,4 @@ def test_outside_of_a_sweep_nothing_is_pruned(tmp_path):
     callback = Pruning(run_directory=tmp_path, monitor="val/loss", mode="min")
     callback.on_fit_start(trainer(0.5), None)  # type: ignore[arg-type]
     callback.on_validation_end(trainer(0.5), None)  # type: ignore[arg-type]
-    assert callback._reporter is None and not callback.pruned
+    assert callback.reporter is None and not callback.pruned

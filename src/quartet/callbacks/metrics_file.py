@@ -50,7 +50,7 @@ class MetricsFile(Logger):
             csv.DictWriter(file, self._columns).writerow(row)
 
     @rank_zero_only
-    def go_on(self, step: int) -> None:
+    def truncate_from(self, step: int) -> None:
         """Forget what was logged at this step and after it."""
         rows = read_metrics(self.path)
         if self.path.is_file():

@@ -11,8 +11,17 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from quartet.callbacks.checkpoint import NotFinite
 from quartet.optim import gradient_norm
+
+
+class NotFinite(ValueError):
+    """Training has broken down; says how to go about it."""
+
+    def __init__(self, what: str):
+        super().__init__(
+            f"{what}: training broke down; try a smaller optimizer.lr, a smaller trainer.gradient_clip_val "
+            "or trainer.precision=32-true"
+        )
 
 
 class FiniteLoss(Callback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -21,7 +22,7 @@ class RunTensorBoard(TensorBoardLogger):
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
 
     @rank_zero_only
-    def go_on(self, step: int) -> None:
+    def truncate_from(self, step: int) -> None:
         """In a run that is resumed: TensorBoard hides what was logged at this step and after it, before."""
         writer = self.experiment._get_file_writer()
         writer.add_event(Event(file_version="brain.Event:2"), step)
@@ -41,6 +42,17 @@ def summary_writer(loggers: Iterable[Logger]) -> Any | None:
     """The SummaryWriter of the first TensorBoard logger, None where there is none (and on other ranks than zero)."""
     writers = (logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger))
     return next((writer for writer in writers if hasattr(writer, "get_logdir")), None)
+
+
+def show_text(trainer: Trainer, tag: str, file: Path, text: str, *, verbatim: bool = False) -> None:
+    """Text in TensorBoard (Markdown; `verbatim` keeps it as it is) and as a file of the run."""
+    path = Path(trainer.default_root_dir) / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    writer = summary_writer(trainer.loggers)
+    if writer is not None:
+        shown = "\n".join(f"    {line}" for line in text.splitlines()) if verbatim else text
+        writer.add_text(tag, shown, trainer.global_step)
 
 
 class Overlay(Callback):

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torchvision import models
 
 from quartet.build import opened, plain
-from quartet.callbacks.checkpoint import TRAINING, WEIGHTS
 from quartet.cli import in_sweep
 from quartet.data.base import DataModule, user_path
 from quartet.data.spec import Spec
+from quartet.engine.checkpoint import TRAINING, WEIGHTS
 from quartet.models.image import TorchvisionClassifier, is_file
 from quartet.run import Run
 from quartet.say import say

@@ -42,7 +42,7 @@ SAME_MISTAKE = 3  # jobs that fail alike before anything is trained, and the swe
 LOCK = ".sweep.lock"
 OWN_WORDS = ("sweep=", "sweep.", "+sweep.")  # of the command line, which jobs need not know
 NOT_REPEATED = ("hydra.mode=", "hydra.sweep.dir=", "sweep.resume=")  # words that a resumed sweep is not started with
-PRUNING = "quartet.callbacks.pruning.Pruning"
+PRUNING = "quartet.sweeps.pruning.Pruning"
 
 
 def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[str]) -> int | None:
