@@ -37,7 +37,8 @@ ALLOWED = {
         "quartet.run", "quartet.say", "quartet.train", "quartet.trust", "quartet.typed", "quartet.worker", "quartet.workers",
     },
     "report": {
-        "numpy", "scipy", "optuna", "matplotlib", "omegaconf", "pandas", "jinja2", "markupsafe", "pytorch_lightning", "torchmetrics",
+        "numpy", "scipy", "optuna", "matplotlib", "omegaconf", "pandas", "jinja2", "markupsafe",
+        "pytorch_lightning", "torchmetrics",
         "quartet.lettering", "quartet.run", "quartet.build", "quartet.train", "quartet.evaluate", "quartet.say",
         "quartet.typed",
     },
