@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -224,16 +223,39 @@ class Analysis:
 
     def __post_init__(self) -> None:
         """Raises ValueError for runs that do not compare."""
-        self.objectives = objectives(self.runs, self.plan)
+        runs, plan = self.runs, self.plan
+        # 1. settings, best first; with several objectives the choice is a person's
+        self.objectives = objectives(runs, plan)
         self.metric, self.mode = next(iter(self.objectives.items()))
-        self.settings = settings(self.runs, self.plan)
+        self.settings, self.keys = settings(runs, plan), parameters(runs, plan)
         self.ranked = [setting for setting in self.settings if setting.scored]
-        self.keys = parameters(self.runs, self.plan)
-        self.log = {key for key in self.keys if is_log(key, column(self.runs, key), self.plan)}
         means = [[setting.estimate(metric).mean for metric in self.objectives] for setting in self.ranked]
-        self.front = pareto_front(means, list(self.objectives.values()))
-        # with several objectives the choice is a person's
+        self.front = pareto_front(means, [*self.objectives.values()])
         self.winner = self.ranked[0] if self.ranked and len(self.objectives) == 1 else None
+        # 2. the best two in pairs, unless they were validated on different data
+        best = runs.loc[[setting.best["run"] for setting in self.ranked]]
+        self.other_data = [key for key in _differing(best) if OTHER_DATA.match(key)]
+        self.comparison: Comparison | None = None
+        if self.winner and len(self.ranked) > 1 and not self.other_data:
+            first, second = (setting.scores(self.metric) for setting in self.ranked[:2])
+            self.comparison = compare(first, second, self.winner.best.get("config.data.folds"))
+        # 3. parameters beside the metric, of each scored run and then of each pruned one
+        points = [(setting, run) for setting in self.ranked for run in setting.scored.values()]
+        points += [(setting, run) for setting in self.settings for run in setting.runs if run["status"] == "pruned"]
+        facts = ("seed", "fold", "status", self.metric)
+        known = [(s, run) for s, run in points if math.isfinite(finite(run.get(self.metric)))]
+        rows = [{**setting.values, **{key: run[key] for key in facts}} for setting, run in known]
+        self.points: Frame = pd.DataFrame(rows, columns=[*dict.fromkeys([*self.keys, *facts])], dtype=object)
+        self.varied = [key for key in self.keys if self.ranked and self.points[key].map(repr).nunique() > 1]
+        self.log = {key for key in self.keys if is_log(key, column(runs, key), plan)}
+        # 4. which of them decide; beside them seed and fold, whose shares are chance
+        completed = self.points[self.points["status"] == "completed"]
+        chosen = pd.concat([completed[self.varied], completed[["seed", "fold"]].map(str)], axis=1)
+        self.importance: dict[str, float] | str  # or why there is none
+        try:
+            self.importance = importance(chosen.to_dict("records"), [*numbers(completed, self.metric)], self.log)
+        except (ValueError, RuntimeError) as error:
+            self.importance = str(error)
 
     def of(self, *statuses: str) -> Frame:
         return self.runs[self.runs["status"].isin(statuses)]
@@ -243,48 +265,6 @@ class Analysis:
         found = self.runs["status"].value_counts().to_dict()
         order = [*STATUSES, *sorted(found.keys() - set(STATUSES))]
         return ", ".join(f"{found[status]} {status}" for status in order if status in found) or "no runs"
-
-    @cached_property
-    def other_data(self) -> list[str]:
-        """Keys by which the ranked settings were validated on different data."""
-        best = self.runs.loc[[setting.best["run"] for setting in self.ranked]]
-        return [key for key in _differing(best) if OTHER_DATA.match(key)]
-
-    @cached_property
-    def comparison(self) -> Comparison | None:
-        """Of the best two settings; None if there are not two, or if they were validated on different data."""
-        if len(self.ranked) < 2 or len(self.objectives) > 1 or self.other_data:
-            return None
-        first, second = self.ranked[:2]
-        folds = first.best.get("config.data.folds")
-        return compare(first.scores(self.metric), second.scores(self.metric), folds)
-
-    @cached_property
-    def points(self) -> Frame:
-        """Completed runs, then pruned ones, with a finite value: the parameters of their setting beside the metric."""
-        parts = [(setting, [*setting.scored.values()]) for setting in self.ranked]
-        parts += [(s, [run for run in s.runs if run["status"] == "pruned"]) for s in self.settings]
-        facts = ("seed", "fold", "status", self.metric)
-        known = [(s, run) for s, runs in parts for run in runs if math.isfinite(finite(run.get(self.metric)))]
-        return pd.DataFrame([{**s.values, **{key: run[key] for key in facts}} for s, run in known], dtype=object)
-
-    @cached_property
-    def varied(self) -> list[str]:
-        """The parameters that differ among the points; none if nothing is completed."""
-        return [key for key in self.keys if self.ranked and self.points[key].map(repr).nunique() > 1]
-
-    @cached_property
-    def importance(self) -> dict[str, float] | str:
-        """Shares of the varied parameters, of seed and of fold (which are chance); or why there are none."""
-        if not self.varied:
-            return "no parameter varies"
-        runs = self.points[self.points["status"] == "completed"]
-        chance = runs[["seed", "fold"]].map(str)
-        points = pd.concat([runs[self.varied], chance], axis=1).to_dict("records")
-        try:
-            return importance(points, [*numbers(runs, self.metric)], self.log)
-        except (ValueError, RuntimeError) as error:
-            return str(error)
 
     @property
     def headline(self) -> str:

@@ -68,6 +68,7 @@ def ranking(analysis: Analysis) -> Figure | None:
         return None
     drawn, axes = figure(0.9 + 0.34 * len(shown))
     everything: list[float] = []
+    # a row for each setting: ticks, bar, dot; the best one is a diamond of another colour
     for row, setting in enumerate(shown):
         values, e = [*setting.scores(metric).values()], setting.estimate(metric)
         axes.plot(values, [row] * len(values), "|", color="0.55", markersize=11, markeredgewidth=1.4)
@@ -96,6 +97,7 @@ def curves(analysis: Analysis) -> Figure | None:
     if not any(len(values) > 1 for values in series.values()):
         return None
     drawn, axes = figure(4.2)
+    # the best settings, each with a colour, a line style and a marker; the others are thin and grey
     names = labels(analysis.ranked[: len(COLOURS)])
     for rank, setting in enumerate(analysis.ranked):
         looks: dict[str, Any] = {"color": "0.75", "linewidth": 0.8}
@@ -104,7 +106,8 @@ def curves(analysis: Analysis) -> Figure | None:
             looks |= {"markersize": 4, "markevery": 0.13, "zorder": 10 - rank, "label": names[rank]}
         for run in setting.scored.values():
             axes.plot(series[run["run"]], **looks)
-            looks.pop("label", None)  # one entry of the legend for all runs of a setting
+            # one entry of the legend for all runs of a setting
+            looks.pop("label", None)
     for i, run in enumerate(pruned):
         values, label = series[run["run"]], None if i else f"pruned ({len(pruned)})"
         axes.plot(values, color="0.8", linewidth=0.8, zorder=1)
@@ -128,17 +131,20 @@ def effects(analysis: Analysis) -> Figure | None:
         0.4 + (2.7 if width > 1 else 3) * height, nrows=height, ncols=width, squeeze=False, sharey=True
     )
     for axes, key in zip(panels.flat, keys, strict=False):
+        # 1. the runs; where values repeat they are moved a little to the side, at random but always alike
         places, ticks, few = _places(runs[key])
         jitter = np.random.default_rng(0).uniform(-0.15, 0.15, len(places)) if few else 0
         for status, chosen in (("pruned", pruned), ("completed", ~pruned)):
             marker, colour = STATUS[status]
             axes.plot((places + jitter)[chosen], values[chosen], marker, color=colour, markersize=4.5, alpha=0.65)
+        # 2. median and quartiles of completed runs; a line between them says that the values have an order
         groups = pd.Series(values[~pruned]).groupby(places[~pruned])
         if few and max(groups.size(), default=0) > 1:
             low, middle, high = (groups.quantile(share) for share in (0.25, 0.5, 0.75))
-            style = "D--" if all(map(is_number, runs[key])) else "D"  # a line says that there is an order
+            style = "D--" if all(map(is_number, runs[key])) else "D"
             axes.plot(middle.index, middle, style, color=COLOURS[1], linewidth=1, markersize=6)
             axes.vlines(middle.index, low, high, color=COLOURS[1])
+        # 3. the axis
         axes.set_xlabel(names[key])
         if few:
             tilted = max(map(len, ticks)) * len(ticks) * width > 50
@@ -201,8 +207,9 @@ def parallel(analysis: Analysis) -> Figure | None:
 
 
 def importance(analysis: Analysis) -> Figure | None:
+    """Each parameter's share, the largest on top."""
     shares = analysis.importance
-    if isinstance(shares, str):
+    if isinstance(shares, str) or not analysis.varied:
         return None
     names, rows = short(shares), [*shares.items()][::-1]
     drawn, axes = figure(0.8 + 0.32 * len(rows))

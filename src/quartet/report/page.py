@@ -39,6 +39,7 @@ WHY = {
 def write_report(analysis: Analysis) -> None:
     """All files; each takes the place of its predecessor at once, so that nobody reads half a page."""
     analysis.output.mkdir(parents=True, exist_ok=True)
+    # the command that started the sweep, and hardware and versions of the first run that says so
     words = analysis.plan.get("command")
     content = {
         "analysis": analysis,
@@ -183,6 +184,7 @@ def links(analysis: Analysis, runs: Iterable[dict[str, Any]]) -> list[tuple[str,
 def draw(analysis: Analysis) -> dict[str, dict[str, str]]:
     """Save the figures that have something to show: name -> path relative to the page, and data for an <img>."""
     found = {}
+    # a figure is embedded in the HTML page, and a file beside the Markdown page
     for name in ("ranking", "pareto", "importance", "effects", "parallel", "curves", "time"):
         figure = getattr(figures, name)(analysis)
         if figure is not None:
@@ -210,7 +212,8 @@ def runs_table(analysis: Analysis) -> Frame:
         "command",
     ]
     csv = pd.concat([start, keys, runs[facts]], axis=1)
-    for i in range(csv.shape[1]):  # text that a spreadsheet would take for a formula is marked as text
+    # text that a spreadsheet would take for a formula is marked as text
+    for i in range(csv.shape[1]):
         marked = [f"'{x}" if isinstance(x, str) and FORMULA.match(x) else x for x in csv.iloc[:, i]]
         csv.isetitem(i, pd.Series(marked, csv.index, dtype=object))
     return csv
