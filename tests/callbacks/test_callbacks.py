@@ -275,17 +275,19 @@ class TestProgress:
     def test_a_long_validation_shows_life(self, tmp_path, capsys):
         assert "validation 3/4" in "\n".join(self.lines(tmp_path, capsys, tick=6.0))
 
-    def test_a_resumed_run_estimates_from_its_own_steps(self):
+    def test_a_resumed_run_estimates_from_its_own_steps(self, capsys):
         clock = Clock()
         bar = PlainProgress(metrics=(), every_seconds=5.0, clock=clock)
 
         class Stub:
             global_step, estimated_stepping_batches, callbacks = 100, 200, ()
+            max_steps, callback_metrics = 200, {}
 
         stub: Any = Stub()
         bar.on_train_start(stub, stub)
         clock.now, stub.global_step = 10.0, 110
-        assert bar._times(stub) == "elapsed 0:10  left 1:30"
+        bar.show_training(stub)
+        assert capsys.readouterr().out == "step 110/200   55%  elapsed 0:10  left 1:30\n"
 
     def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(self, monkeypatch):
         monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
