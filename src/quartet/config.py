@@ -58,7 +58,12 @@ MOVED = {
 }
 
 # parts that older configs name, and where they are now: a module, or one thing in it
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "quartet.data.tables": "quartet.data.table.tables",
+    "quartet.data.table_files": "quartet.data.table.files",
+    "quartet.data.labelled_text": "quartet.data.text.classification",
+    "quartet.data.text": "quartet.data.text.language_modeling",
+}
 
 ADDED = ("length", "prompt", "finetune", "workers", "pairing")  # nodes that older configs do not have
 

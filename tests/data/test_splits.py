@@ -191,7 +191,7 @@ def test_parts_from_a_column():
         ValueError, match=r"data.split_column has 'later' in example 2, 3; it must say one of train, tr"
     ):
         parts_from_column(["train", "later", None], "x.csv")
-    with pytest.raises(ValueError, match="data.split_column never says train, only dev, test"):
+    with pytest.raises(ValueError, match=r"data.split_column never says train, only dev, test"):
         parts_from_column(["dev", "test"], "x.csv")
 
 
