@@ -50,24 +50,24 @@ FILES = [
     ("text", BINARY, r"own.txt is no text: a NUL byte at position 8; name a text file"),
     ("text", "Größe".encode("latin-1"), r"own.txt is not utf-8: byte 0xf6 at position 2; .*data.encoding=cp1252"),
     ("text", "To be or not to be", r"own.txt: own.txt\[0:\d+\] has \d+ tokens, .*; bring more text"),
-    ("labelled_text", "", r"own.csv is empty; name another data.path"),
-    ("labelled_text", BINARY, r"own.csv is no text"),
-    ("labelled_text", f"{LABELLED}odd,z\n", r"own.csv .*only one example of the label 'z' \(.*line 42\); bring more"),
-    ("labelled_text", LABELLED.replace(",y\n", ",n\n"), r"own.csv .*every label is 'n'; .*name another column"),
-    ("labelled_text", LABELLED.replace("text,label", "text,text"), r"own.csv has 2 columns named 'text'; rename"),
-    ("labelled_text", f"{LABELLED}nice,\n", r"own.csv: empty labels \(column label\) in line 42; fill them"),
-    ("labelled_text", re.sub(",[ny]\n", ",\n", LABELLED), r"own.csv: empty labels .* and 35 more; fill them or remove"),
-    ("labelled_text", f"{LABELLED}well, nice,y\n", r"own.csv, line 42: 3 cells where the first line has 2 .*; quote"),
+    ("labelled_text", "", r"own.csv: the file is empty"),
+    ("labelled_text", BINARY, r"own.csv: is binary, not text"),
+    ("labelled_text", f"{LABELLED}odd,z\n", r"own.csv: only one example of the class 'z' \(.*row 41\), .*; add examples"),
+    ("labelled_text", LABELLED.replace(",y\n", ",n\n"), r"own.csv: there is one class only \('n'\), .* another"),
+    ("labelled_text", LABELLED.replace("text,label", "text,text"), r"own.csv: several columns are called 'text'; give"),
+    ("labelled_text", f"{LABELLED}nice,\n", r"own.csv: no label \(column label\) in row 41; fill it"),
+    ("labelled_text", re.sub(",[ny]\n", ",\n", LABELLED), r"own.csv: no label .* and 36 more; fill it or remove"),
+    ("labelled_text", f"{LABELLED}well, nice,y\n", r"own.csv: line 42: 3 values, but there are 2 columns .* needs quotes"),
     ("csv", "", r"own.csv: the file is empty; it needs a line of column names"),
-    ("csv", BINARY, r"own.csv: is binary, not text; bring CSV or Parquet"),
-    ("csv", f"{TABLE}1,u,z\n", r"own.csv: only one row has the class 'z' .*; bring more"),
-    ("csv", TABLE.replace(",y\n", ",n\n").replace("c,n", "c,y"), r"own.csv: the target 'y' has one class only \(n\); "),
+    ("csv", BINARY, r"own.csv: is binary, not text; use CSV, JSON Lines or Parquet"),
+    ("csv", f"{TABLE}1,u,z\n", r"own.csv: column 'y': only one example of the class 'z' .*; add"),
+    ("csv", TABLE.replace(",y\n", ",n\n").replace("c,n", "c,y"), r"own.csv: column 'y': there is one class only \('n'\)"),
     ("csv", TABLE.replace("a,c,y", "a,a,y"), r"own.csv: several columns are called 'a'; give each a name"),
     ("csv", TABLE.replace("a,c,y", "a,c,z"), r"own.csv: data.target names a column 'y' that is not there; .*a, c, z"),
-    ("csv", f"{TABLE}1,u,\n", r"own.csv: no target 'y' in 1 of 41 rows \(41\); data.drop_missing_target=true"),
+    ("csv", f"{TABLE}1,u,\n", r"own.csv: no target 'y' in 1 of 41 rows \(row 41\); data.drop_missing_target=true"),
     ("csv", re.sub(",[uv],", ",,", TABLE), r"own.csv: no value .* column 'c'; leave it out with data.kinds.ignore=\[c\]"),
     ("csv", f"{TABLE}inf,u,n\n", r"own.csv: column 'a' is infinite in row 41; correct the value"),
-    ("csv", f"{TABLE}1,u,n,7\n", r"own.csv: line 42 has 4 values, but there are 3 columns; correct the line"),
+    ("csv", f"{TABLE}1,u,n,7\n", r"own.csv: line 42: 4 values, but there are 3 columns .*; correct the line"),
 ]  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_a_file_that_cannot_be_learnt_from(compose, outputs, kind, content, mess
 def test_a_label_column_that_is_not_there(compose, outputs):
     Path("own.csv").write_text(LABELLED)
     message = refused(compose, outputs, "labelled_text", "data.label=stars")
-    assert "own.csv has no column stars (data.label); it has text, label" in message
+    assert "own.csv: data.label names a column 'stars' that is not there; the columns are text, label" in message
 
 
 def parts(train: str, test: str) -> None:
@@ -93,19 +93,19 @@ def parts(train: str, test: str) -> None:
 def test_a_class_that_train_does_not_know(compose, outputs):
     parts(LABELLED, "text,label\nx,n\nz,z\nq,z\n")
     message = refused(compose, outputs, "labelled_text")
-    assert re.search(r"no training text has the label z, but test has \(.*test.csv, line 3\); bring", message)
+    assert re.search(r"no training example has the class 'z', but test has \(.*test.csv, row 2, .*\); add", message)
 
 
 def test_a_test_part_that_holds_all_of_train(compose, outputs):
     parts(LABELLED, LABELLED)
-    assert "no text is left to train on: val and test hold all" in refused(compose, outputs, "labelled_text")
+    assert "no example is left to train on: val and test hold all" in refused(compose, outputs, "labelled_text")
 
 
 def test_a_class_of_test_rows_that_train_does_not_know(compose, outputs):
     rows = [f"{i}.5,train,{'ny'[i % 2]}" for i in range(40)] + ["1.5,test,z", "2.5,test,z"]
     Path("own.csv").write_text("\n".join(["a,part,y", *rows]))
     message = refused(compose, outputs, "csv", "data.split_column=part")
-    assert "own.csv: no training row has the class 'z', which is in test; bring such rows" in message
+    assert "own.csv: no training example has the class 'z', but test has (row 41, 42); add such examples" in message
 
 
 # pictures

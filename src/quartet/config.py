@@ -59,11 +59,15 @@ MOVED = {
 
 # parts that older configs name, and where they are now: a module, or one thing in it
 RENAMED: dict[str, str] = {
-    "quartet.sharding": "quartet.engine.fsdp",
+    "quartet.engine.fsdp": "quartet.engine.fsdp",
     "quartet.callbacks.checkpoint": "quartet.engine.checkpoint",
     "quartet.callbacks.pruning": "quartet.sweeps.pruning",
     "quartet.callbacks.dashboards.Figures": "quartet.callbacks.figures.Figures",
     "quartet.callbacks.dashboards.TextSamples": "quartet.callbacks.samples.TextSamples",
+    "quartet.data.tables": "quartet.data.table.tables",
+    "quartet.data.table_files": "quartet.data.table.files",
+    "quartet.data.labelled_text": "quartet.data.text.classification",
+    "quartet.data.text": "quartet.data.text.language_modeling",
 }
 
 ADDED = ("length", "prompt", "finetune", "workers", "pairing")  # nodes that older configs do not have

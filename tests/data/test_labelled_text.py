@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from quartet.data.labelled_text import OwnLabelledText, TextClassificationData, bucketed, unique_texts
 from quartet.data.sources import LabelledText
-from quartet.data.text import padded
+from quartet.data.text.classification import OwnLabelledText, TextClassificationData, bucketed, unique_texts
+from quartet.data.text.language_modeling import padded
 
 COMMON = {"batch_size": 3, "split": [0.8, 0.1, 0.1], "split_seed": 0, "folds": None, "fold": None, "seed": 0}
 ROWS = [
@@ -160,9 +160,7 @@ def test_a_missing_validation_part_is_a_share_of_train():
 
 def test_a_group_in_two_given_parts():
     rows = [replace(labelled(f"text {i}", "ab"[i % 2], "train" if i else "test"), group="one") for i in range(8)]
-    with pytest.raises(
-        ValueError, match=r"a group must stay in one part, but 'one' is in test and in train \(train: text 1"
-    ):
+    with pytest.raises(ValueError, match=r"the group 'one' is in train and in test \(test: text 0\); leave out"):
         classifier(rows).setup()
 
 
@@ -170,7 +168,7 @@ def test_a_group_in_two_given_parts():
 
 
 def test_a_single_class():
-    with pytest.raises(ValueError, match=r"the training texts have 1 classes \(sport\)"):
+    with pytest.raises(ValueError, match=r"there is one class only \('sport'\), and a classifier needs two"):
         classifier([row for row in ROWS if row.label == "sport"]).setup()
 
 
@@ -178,8 +176,14 @@ def test_a_label_that_never_trains():
     # the first row of a group stands for it, so a label that is never first is not spread over the parts
     group = ready(classifier()).ids["test"][0]
     last = max(i for i, row in enumerate(ROWS) if row.group == group)
-    rows = [replace(row, label="rare", where="a.csv, line 7") if i == last else row for i, row in enumerate(ROWS)]
-    with pytest.raises(ValueError, match=r"no training text has the label rare, but test has \(a.csv, line 7\); bring"):
+    rows = [
+        replace(row, label="rare", where="a.csv, line 7") if i in (last, last - 1) else row
+        for i, row in enumerate(ROWS)
+    ]
+    with pytest.raises(
+        ValueError,
+        match=r"no training example has the class 'rare', but test has \(a.csv, line 7, a.csv, line 7\); add",
+    ):
         classifier(rows).setup()
 
 
@@ -215,13 +219,16 @@ def test_a_file_of_the_user_s_with_parts_and_groups(tmp_path):
     assert sum(map(len, groups)) == len(set.union(*groups)) == 16
     assert "columns: text = review, label = rating, group = author" in data.report()["notes"]
     plain = ready(own(path, label="rating"))
-    assert {where for part in plain.ids.values() for where in part} >= {f"{path}, line 2", f"{path}, line 81"}
+    assert {where for part in plain.ids.values() for where in part} >= {f"{path}, row 1", f"{path}, row 80"}
 
 
 def test_a_class_of_the_test_file_that_never_trains(tmp_path):
     (tmp_path / "train.tsv").write_text("".join(f"text {i}\t{i % 2}\n" for i in range(20)))
     (tmp_path / "test.tsv").write_text("a\t0\nb\t2\nc\t2\n")
-    with pytest.raises(ValueError, match=r"no training text has the label 2, but test has \(.*test.tsv, line 2\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"no training example has the class '2', but test has \(.*test.tsv, row 2, .*test.tsv, row 3\)",
+    ):
         own(tmp_path).setup()
 
 

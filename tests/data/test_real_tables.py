@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from quartet.data.records import Format, read_records
 from quartet.data.splits import SPLITS
-from quartet.data.table_files import TableFile, determines
+from quartet.data.table.files import TableFile, determines
 
 SETTINGS = {
     "target": "y", "target_kind": "class", "drop_missing_target": False, "kinds": {}, "separator": None, "encoding": None,
@@ -146,7 +148,7 @@ def test_duplicates_can_be_left_out(tmp_path):
     half = pd.DataFrame({"a": np.arange(60) * 7 % 31, "c": ["u", "v"] * 30, "y": [0, 1, 1] * 20})
     data = ready(written(tmp_path, pd.concat([half, half])), drop_duplicates=True)
     assert sum(len(data.ids[part]) for part in SPLITS) == len(half.drop_duplicates())
-    assert data._repeats == (0, 0)
+    assert not any(note.endswith("repeat another one") for note in data.report()["notes"])
 
 
 def test_a_column_that_tells_the_target_is_named(tmp_path, capsys):
@@ -173,8 +175,53 @@ def test_many_columns_are_read_in_seconds(tmp_path):
 
     names = ",".join(f"c{i}" for i in range(20_000))
     line = ",".join(str(i % 10) for i in range(20_000))
-    from quartet.data.table_reader import read_table
-
+    path = table(tmp_path, f"{names}\n{line}\n{line}\n{line}\n")
     began = time.monotonic()
-    found = read_table(f"{names}\n{line}\n{line}\n{line}\n".encode(), None, None, None, {"c7"})
+    found = read_records(str(path), Format(named=frozenset({"c7"})))
     assert found.cells.num_columns == 20_000 and time.monotonic() - began < 10  # 15 s where each name is counted anew
+
+
+# one reader for all formats
+
+
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_a_table_and_its_twins_in_other_formats_are_the_same_data(tmp_path, decimal):
+    random = np.random.default_rng(0)
+    own = pd.DataFrame(
+        {
+            "a": random.normal(size=80).round(3),
+            "n": random.integers(0, 30, 80),
+            "c": random.choice(["u", "v w", "NA"], 80),
+            "when": pd.date_range("2024-01-01", periods=80, freq="31h").astype(str),
+            "flag": random.choice([True, False], 80),
+            "g": np.arange(80) // 4,
+            "y": np.arange(80) % 3,
+        }
+    )
+    own.to_csv(tmp_path / "t.csv", index=False, sep=";" if decimal == "," else ",", decimal=decimal)
+    own.to_parquet(tmp_path / "t.parquet")
+    own.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    first, *others = (ready(tmp_path / f"t.{name}", group="g") for name in ("csv", "parquet", "jsonl"))
+    for other in others:
+        assert other.ids == first.ids
+        expected = {**first.preprocessing(), "fingerprint": 0, "schema": {**first.schema, "decimal": "."}}
+        assert {**other.preprocessing(), "fingerprint": 0} == expected
+        for one, two in zip(first.train_dataloader(), other.train_dataloader(), strict=True):
+            assert torch.equal(one["target"], two["target"])
+            assert all(torch.equal(one["inputs"][name], two["inputs"][name]) for name in one["inputs"])
+
+
+def test_a_folder_has_a_file_for_each_part(tmp_path, capsys):
+    for name, n in (("train", 60), ("dev", 12), ("test", 12)):
+        rows = pd.DataFrame({"a": np.arange(n) * 7 % 11 / 2, "c": ["u", "v"] * (n // 2), "y": [0, 1, 1] * (n // 3)})
+        rows[["y", "c", "a"] if name == "test" else ["a", "c", "y"]].to_csv(tmp_path / f"{name}.csv", index=False)
+    data = ready(tmp_path)
+    assert {part: len(ids) for part, ids in data.ids.items()} == {"train": 60, "val": 12, "test": 12}
+    (tmp_path / "test.csv").write_text("a,c,y\n1,u,0\n2,v,1\nmany,v,1\n")
+    with pytest.raises(ValueError, match=r"column 'a' must hold a number, but test.csv, row 3 has 'many'"):
+        ready(tmp_path)
+    with pytest.raises(ValueError, match=r"it has a file for each part; leave out data.split_column=c"):
+        ready(tmp_path, split_column="c")
+    (tmp_path / "test.csv").write_text("a,y\n1,0\n2,1\n")
+    ready(tmp_path)
+    assert "test.csv: it has no column c: no values" in capsys.readouterr().out

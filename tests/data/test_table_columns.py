@@ -8,14 +8,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from quartet.data.table_columns import (
+from quartet.data.table.columns import (
     Column,
     as_text,
     date_features,
     find_column,
     find_date_format,
     find_decimal,
-    given_column,
     labels,
     option,
     read_column,
@@ -23,7 +22,6 @@ from quartet.data.table_columns import (
     read_numbers,
 )
 
-ROWS = np.arange(1, 1001)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**12), 10**12)
 
 
@@ -32,7 +30,7 @@ def find(values, name="x", decimal=".", date_format=None):
 
 
 def read(column, values, decimal="."):
-    return read_column(column, as_text(values), decimal, ROWS)
+    return read_column(column, as_text(values), decimal, lambda places: f"row {places[0] + 1}")
 
 
 def is_counter(values):
@@ -213,9 +211,9 @@ def test_a_date_format_may_be_given():
     ambiguous = as_text(["01/02/2024", "03/04/2024"])
     assert find_date_format(ambiguous) == "%m/%d/%Y"
     assert find_column("x", ambiguous, ".", "%d/%m/%Y").format == "%d/%m/%Y"
-    assert given_column("x", "date", as_text(["20240131", "20240201"]), "%Y%m%d").features
+    assert find_column("x", as_text(["20240131", "20240201"]), ".", "%Y%m%d", "date").features
     with pytest.raises(ValueError, match=r"column 'x' has dates of no known form, such as 'soon'; .*data\.date_format"):
-        given_column("x", "date", as_text(["soon"]), None)
+        find_column("x", as_text(["soon"]), ".", None, "date")
 
 
 def test_booleans_are_one_whatever_their_words():

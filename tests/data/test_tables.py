@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import torch
 
-from quartet.data.tables import EmbeddedTable, Table, TableData, category, fit_scaling, scale
+from quartet.data.table.columns import category
+from quartet.data.table.tables import EmbeddedTable, Table, TableData, fit_scaling, scale
 
 
 @dataclass(frozen=True)

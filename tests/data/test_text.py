@@ -17,7 +17,7 @@ from quartet.data import text_files, tokenizers
 from quartet.data.memory import MemoryLoader
 from quartet.data.sources import Document, Shakespeare
 from quartet.data.splits import Split
-from quartet.data.text import (
+from quartet.data.text.language_modeling import (
     LanguageModelingData,
     MappedWindows,
     OwnText,
@@ -395,7 +395,7 @@ def test_a_mapped_stream_is_never_moved_as_a_whole(write):
 
 
 def test_pages_are_given_back_and_come_again(write, monkeypatch):
-    monkeypatch.setattr("quartet.data.text.FORGET_AFTER", 2)
+    monkeypatch.setattr("quartet.data.text.language_modeling.FORGET_AFTER", 2)
     windows = ready(own(write(a=LINES), in_memory_mb=0)).datasets["train"]
     ids = torch.arange(3)
     first, *others = (windows.gather(ids)["target"] for _ in range(5))
