@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quartet.data.splits import SPLITS, Split
+from quartet.data.splits import (
+    SPLITS,
+    Split,
+    check_classes,
+    check_duplicates,
+    check_groups,
+    listed,
+    parts_from_column,
+)
 
 SHARES = [[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]
 
@@ -141,3 +149,56 @@ def test_folds_that_make_no_sense(folds, fold, message):
 def test_more_folds_than_samples():
     with pytest.raises(ValueError, match="more than there are samples"):
         Split([0.8, 0.1, 0.1], 0, 30, 0).assign(20)
+
+
+# checks of every reader
+
+
+def test_classes_before_a_split():
+    check_classes(["a", "b", "a", "b"], "x.csv")
+    with pytest.raises(ValueError, match=r"^x.csv: there is one class only \('a'\)"):
+        check_classes(["a", "a"], "x.csv")
+    with pytest.raises(
+        ValueError, match=r"only one example of the class 'c' \(row 6\), which cannot both train and test"
+    ):
+        check_classes(["a", "b", "a", "b", "c"], "x.csv", where=lambda places: f"row {listed(i + 2 for i in places)}")
+
+
+def test_every_class_trains():
+    labels = ["a", "b", "Cafe\u0301", "caf\u00e9"]
+    with pytest.raises(
+        ValueError, match=r"no training example has the class 'b', but test has \(example 2\); add such"
+    ):
+        check_classes(labels, "x.csv", parts={"train": [0, 2, 3], "val": [], "test": [1]})
+    with pytest.raises(ValueError, match=r"\(train has 'caf\u00e9', written differently\), but val has"):
+        check_classes(labels, "x.csv", parts={"train": [0, 1, 3], "val": [2], "test": []})
+    with pytest.raises(ValueError, match="no example is left to train on: val and test hold all of them"):
+        check_classes(labels, "x.csv", parts={"train": [], "val": [0, 1], "test": [2, 3]})
+    with pytest.raises(ValueError, match="no example of the class 'b' is left to train on"):  # it was dropped
+        check_classes(labels[:2], "x.csv", parts={"train": [0]})
+
+
+def test_a_group_is_in_one_part():
+    check_groups([None, None, "g", "g"], {"train": [0, 2, 3], "val": [1], "test": []}, "x.csv")
+    with pytest.raises(ValueError, match=r"the group 'g' is in train and in test \(example 2\); leave out data.group"):
+        check_groups(["g", "g"], {"train": [0], "val": [], "test": [1]}, "x.csv")
+
+
+def test_parts_from_a_column():
+    words = ["train", "Training", " dev", "VALID", "validation", "test", "testing"]
+    assert parts_from_column(words, "x.csv") == ["train"] * 2 + ["val"] * 3 + ["test"] * 2
+    with pytest.raises(
+        ValueError, match=r"data.split_column has 'later' in example 2, 3; it must say one of train, tr"
+    ):
+        parts_from_column(["train", "later", None], "x.csv")
+    with pytest.raises(ValueError, match="data.split_column never says train, only dev, test"):
+        parts_from_column(["dev", "test"], "x.csv")
+
+
+def test_duplicates_stay_in_the_last_part_that_has_them():
+    contents, given = "aabbbcc", ["train", None, "train", "test", "test", "train", "val"]
+    found = check_duplicates(contents, given, "xxyyyxy")
+    assert found.overlapping == [(2, 3), (5, 6)] and found.repeated == [(1, 0)] and not found.contradicting
+    found = check_duplicates("aab", labels="xyz")
+    assert found.contradicting == [(0, 1), (1, 0)] and found.left_out == {0, 1} and not found.repeated
+    assert check_duplicates("aab").repeated == [(1, 0)]

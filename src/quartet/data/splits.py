@@ -1,9 +1,15 @@
-"""Which samples train, validate and test: shares, parts given with the data, groups that stay together, folds."""
+"""Which samples train, validate and test, and the checks of every reader of data: classes, groups, parts, duplicates.
+
+Imports NumPy only: settings are checked before torch is loaded. The checks raise ValueError with one line; `where` turns
+places of samples into words for it, such as "row 3, 7 and 2 more".
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +23,149 @@ PART_NAMES = {  # what people call the parts, in files, folders and columns
 }
 BESIDE = {"image", "images", "img", "imgs", "picture", "pictures", "photos", "data", "dataset", "set", "seg"}
 Parts = dict[str, list[int]]  # the places of the samples of each part, ascending
+Where = Callable[[Sequence[int]], str]  # places of samples, in words
 
 
 def part_named(folder: str) -> str | None:
-    """The part that a folder's name means: train, "test images", training_set; None where it means none."""
+    """The part that a folder's name means: train, "test images", training_set; None if it means none."""
     words = [word for word in re.split(r"[\s_-]+", folder.lower()) if word not in BESIDE]
     return PART_NAMES.get(words[0]) if len(words) == 1 else None
+
+
+def listed(items: Iterable[Any], most: int = 4) -> str:
+    """The first few, and how many more there are."""
+    items = list(map(str, items))
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def numbered(places: Sequence[int]) -> str:
+    return f"example {listed(i + 1 for i in places)}"
+
+
+# checks
+
+
+def check_classes(labels: Sequence[Any], source: str, *, parts: Parts | None = None, where: Where = numbered) -> None:
+    """Before a split: at least two classes with two examples each. With `parts`: every class trains."""
+    counts = Counter(labels)
+    if parts is not None:
+        trained = {labels[i] for i in parts["train"]}
+        if not trained:
+            raise ValueError(f"{source}: no example is left to train on: val and test hold all of them; take some out")
+        # é may be one character or two, and people write Cat for cat: name the class that was probably meant
+        similar = {unicodedata.normalize("NFC", str(label)).casefold().strip(): label for label in trained}
+        for part in (part for part in SPLITS if part in parts):
+            unknown = [i for i in parts[part] if labels[i] not in trained]
+            if unknown:
+                names = sorted({str(labels[i]) for i in unknown})
+                near = similar.get(unicodedata.normalize("NFC", names[0]).casefold().strip())
+                hint = "" if near is None else f" (train has {near!r}, written differently)"
+                raise ValueError(
+                    f"{source}: no training example has the class {listed(map(repr, names))}{hint}, but {part} has "
+                    f"({where(unknown)}); add such examples to train, remove these, or change data.split_seed"
+                )
+        missing = [str(label) for label in counts if label not in trained]
+        if missing:
+            raise ValueError(
+                f"{source}: no example of the class {listed(map(repr, missing))} is left to train on; add examples"
+            )
+        return
+    if len(counts) < 2:
+        names = listed(map(repr, map(str, counts))) or "no label at all"
+        raise ValueError(
+            f"{source}: there is one class only ({names}), and a classifier needs two: add examples of another class, "
+            "or name another column"
+        )
+    single = [i for i, label in enumerate(labels) if counts[label] == 1]
+    if single:
+        names = listed(repr(str(labels[i])) for i in single)
+        raise ValueError(
+            f"{source}: only one example of the class {names} ({where(single)}), which cannot both train and test; add "
+            "examples, merge the class with another one, or remove it"
+        )
+
+
+def check_groups(groups: Sequence[Any], parts: Parts, source: str, *, where: Where = numbered) -> None:
+    """No group is in two parts; None is no group. Only parts that the data give can separate a group."""
+    seen: dict[Any, str] = {}
+    for part in SPLITS:
+        for i in parts[part]:
+            if groups[i] is not None and seen.setdefault(groups[i], part) != part:
+                raise ValueError(
+                    f"{source}: the group {str(groups[i])!r} is in {seen[groups[i]]} and in {part} ({where([i])}); "
+                    "leave out data.group, or correct the parts"
+                )
+
+
+def parts_from_column(values: Sequence[str | None], source: str, *, where: Where = numbered) -> list[str]:
+    """The part of each sample, from a column of words such as train, Training, dev."""
+    parts = [PART_NAMES.get((value or "").strip().lower()) for value in values]
+    strange = [i for i, part in enumerate(parts) if part is None]
+    if strange:
+        raise ValueError(
+            f"{source}: data.split_column has {values[strange[0]]!r} in {where(strange)}; it must say one of "
+            f"{', '.join(PART_NAMES)}"
+        )
+    if "train" not in parts:
+        raise ValueError(
+            f"{source}: data.split_column never says train, only {', '.join(sorted(set(map(str, values))))}"
+        )
+    return [part for part in parts if part is not None]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Samples with the content of another one, as pairs of places (the copy, the other)."""
+
+    overlapping: list[tuple[int, int]]  # the other is in a later part (train < val < test), which keeps it
+    contradicting: list[tuple[int, int]]  # in the same part, with another label
+    repeated: list[tuple[int, int]]  # both in train; the other comes first
+
+    @property
+    def left_out(self) -> set[int]:
+        return {copy for pairs in (self.overlapping, self.contradicting, self.repeated) for copy, _ in pairs}
+
+
+def check_duplicates(
+    contents: Sequence[Any], given: Sequence[str | None] | None = None, labels: Sequence[Any] | None = None
+) -> Duplicates:
+    """Samples of equal content (anything hashable). A given test or val part keeps all of its samples, train the first.
+
+    `given`: the official part of each sample; None counts as train. With `labels`, samples whose labels contradict each
+    other are told apart from repeated ones. Raises nothing: what to do is the reader's decision.
+    """
+    same: dict[Any, list[int]] = {}
+    for i, content in enumerate(contents):
+        same.setdefault(content, []).append(i)
+    duplicates = Duplicates([], [], [])
+    for places in same.values():
+        ranks = [0 if given is None else SPLITS.index(given[i] or "train") for i in places]
+        stay = [i for i, rank in zip(places, ranks, strict=True) if rank == max(ranks)]
+        duplicates.overlapping.extend((i, stay[0]) for i in places if i not in stay)
+        if labels is not None and len({labels[i] for i in stay}) > 1:
+            other = {i: next(j for j in stay if labels[j] != labels[i]) for i in stay}
+            duplicates.contradicting.extend(other.items())
+        elif max(ranks) == 0:
+            duplicates.repeated.extend((i, stay[0]) for i in stay[1:])
+    return duplicates
+
+
+# splitting
+
+
+def fold_problem(folds: int | None, fold: int | None) -> str | None:
+    """What is wrong with `data.folds` and `data.fold`, if anything."""
+    if folds is None and fold is None:
+        return None
+    if folds is None:
+        return f"data.fold={fold} needs data.folds, the number of folds"
+    if folds < 2:
+        return f"data.folds={folds} must be at least 2"
+    every = ",".join(map(str, range(folds)))
+    if fold is None:
+        return f"data.folds={folds} needs data.fold; all of them: -m data.folds={folds} data.fold={every}"
+    return None if 0 <= fold < folds else f"data.fold={fold} must be one of {every} for data.folds={folds}"
 
 
 @dataclass(frozen=True)
@@ -32,7 +175,7 @@ class Split:
     The folds are those of a cross-validation: the test part is set apart first and is the same for every fold, the
     rest is cut into `folds` pieces, and piece `fold` validates while the others train.
 
-    Raises ValueError where the shares do not sum to 1 or there is no such fold.
+    Raises ValueError if the shares do not sum to 1 or there is no such fold.
     """
 
     shares: list[float]
@@ -59,35 +202,21 @@ class Split:
             np.zeros(n, dtype=int) if labels is None else np.asarray(labels),
             None if groups is None else np.asarray(groups),
         )
-        official = {part: _places(given, part) for part in SPLITS} if given is not None else {"train": list(range(n))}
-        held_out = {part: share for part, share in zip(SPLITS, self.shares, strict=True) if not official.get(part)}
+        # 1. official parts stay; the missing ones are drawn from the official training samples
+        names = ["train"] * n if given is None else given
+        official: Parts = {part: [i for i, name in enumerate(names) if name == part] for part in SPLITS}
+        held_out = {part: share for part, share in zip(SPLITS, self.shares, strict=True) if not official[part]}
         if self.folds is not None:
             held_out.pop("val", None)
-        drawn = samples.draw(official["train"], held_out.get("val", 0.0), held_out.get("test", 0.0), self.seed)
-        parts = {"train": drawn["train"]}
-        parts |= {part: official.get(part) or drawn[part] for part in SPLITS[1:]}
-        return parts if self.folds is None else self._cross(samples, parts)
-
-    def _cross(self, samples: _Samples, parts: Parts) -> Parts:
-        """Train and val together, cut into folds."""
-        assert self.folds is not None and self.fold is not None
+        val, test = held_out.get("val", 0.0), held_out.get("test", 0.0)
+        drawn = samples.draw(official["train"], {"train": 1 - val - test, "val": val, "test": test}, self.seed)
+        parts = {"train": drawn["train"]} | {part: official[part] or drawn[part] for part in SPLITS[1:]}
+        if self.folds is None:
+            return parts
+        # 2. train and val together are dealt out into folds
         folds = samples.deal(sorted(parts["train"] + parts["val"]), self.folds, self.seed)
         train = sorted(i for k, fold in enumerate(folds) if k != self.fold for i in fold)
-        return {"train": train, "val": folds[self.fold], "test": parts["test"]}
-
-
-def fold_problem(folds: int | None, fold: int | None) -> str | None:
-    """What is wrong with `data.folds` and `data.fold`, if anything."""
-    if folds is None and fold is None:
-        return None
-    if folds is None:
-        return f"data.fold={fold} needs data.folds, the number of folds"
-    if folds < 2:
-        return f"data.folds={folds} must be at least 2"
-    every = ",".join(map(str, range(folds)))
-    if fold is None:
-        return f"data.folds={folds} needs data.fold; all of them: -m data.folds={folds} data.fold={every}"
-    return None if 0 <= fold < folds else f"data.fold={fold} must be one of {every} for data.folds={folds}"
+        return {"train": train, "val": folds[self.fold or 0], "test": parts["test"]}
 
 
 @dataclass(frozen=True)
@@ -97,47 +226,40 @@ class _Samples:
     labels: np.ndarray
     groups: np.ndarray | None
 
-    def draw(self, places: list[int], val: float, test: float, seed: int) -> Parts:
+    def draw(self, places: list[int], shares: dict[str, float], seed: int) -> Parts:
         """Some of the samples to three parts, in these shares of them."""
-        shares = {"train": 1 - val - test, "val": val, "test": test}
+        parts: Parts = {part: [] for part in SPLITS}
         random = np.random.default_rng(seed)
-        draw = self._draw_samples if self.groups is None else self._draw_groups
-        return {part: sorted(chosen) for part, chosen in draw(places, shares, random).items()}
-
-    def _draw_samples(self, places: list[int], shares: dict[str, float], random: Any) -> Parts:
-        parts: Parts = {part: [] for part in SPLITS}
-        classes = [random.permutation(members) for members in self._by_label(places)]
-        for drawn, sizes in zip(classes, _sizes([len(c) for c in classes], shares, random), strict=True):
-            for part, chosen in zip(("test", "val", "train"), np.split(drawn, np.cumsum(sizes[:0:-1])), strict=True):
-                parts[part] += chosen.tolist()
-        return parts
-
-    def _draw_groups(self, places: list[int], shares: dict[str, float], random: Any) -> Parts:
-        parts: Parts = {part: [] for part in SPLITS}
-        classes = self._groups_by_label(places, random)
-        for members, chosen in zip(classes, _spread(classes, shares), strict=True):
-            for group, part in chosen.items():
-                parts[part] += members[group]
-        return parts
+        if self.groups is None:
+            classes = [random.permutation(members) for members in self._by_label(places)]
+            for drawn, sizes in zip(classes, _sizes([len(c) for c in classes], shares, random), strict=True):
+                ends = np.cumsum(sizes[:0:-1])  # test first, then val, the rest trains
+                for part, chosen in zip(("test", "val", "train"), np.split(drawn, ends), strict=True):
+                    parts[part] += chosen.tolist()
+        else:
+            by_label = self._groups_by_label(places, random)
+            for members, chosen in zip(by_label, _spread(by_label, shares), strict=True):
+                for group, part in chosen.items():
+                    parts[part] += members[group]
+        return {part: sorted(chosen) for part, chosen in parts.items()}
 
     def deal(self, places: list[int], n_folds: int, seed: int) -> list[list[int]]:
         """Some of the samples in folds of like size; every class, and whole groups, as evenly as possible.
 
-        Raises ValueError where there are fewer samples (or groups) than folds.
+        Raises ValueError if there are fewer samples (or groups) than folds.
         """
         random, folds = np.random.default_rng(seed), [[] for _ in range(n_folds)]
-        for units in self._units_by_label(places, random):
+        # units must not be taken apart: single samples, or the samples of a group; of each class in random order
+        if self.groups is None:
+            classes = [[[i] for i in random.permutation(members).tolist()] for members in self._by_label(places)]
+        else:
+            classes = [list(members.values()) for members in self._groups_by_label(places, random)]
+        for units in classes:
             for unit in sorted(units, key=len, reverse=True):  # stable: units of one size stay in random order
                 min(folds, key=len).extend(unit)
         if not all(folds):
-            raise ValueError(f"data.folds={n_folds} is more than there are samples or groups to share out; take fewer")
+            raise ValueError(f"data.folds={n_folds} is more than there are samples or groups to share out; use fewer")
         return [sorted(fold) for fold in folds]
-
-    def _units_by_label(self, places: list[int], random: Any) -> list[list[list[int]]]:
-        """Of each class, what must not be taken apart, in random order."""
-        if self.groups is None:
-            return [[[i] for i in random.permutation(members).tolist()] for members in self._by_label(places)]
-        return [list(members.values()) for members in self._groups_by_label(places, random)]
 
     def _by_label(self, places: list[int]) -> list[np.ndarray]:
         chosen = np.asarray(places, dtype=np.int64)
@@ -158,15 +280,11 @@ class _Samples:
         return drawn
 
 
-def _places(given: Sequence[str], part: str) -> list[int]:
-    return [i for i, name in enumerate(given) if name == part]
-
-
 def _sizes(classes: list[int], shares: dict[str, float], random: Any) -> np.ndarray:
     """(C, 3) samples of each class for train, val and test, by the method of largest remainders (Hamilton).
 
     The parts have their shares of all samples, and of every class the whole number below or above its share of that:
-    first what is held out of each class, then how that is divided. Ties fall by chance.
+    first what is held out of each class, then how that is divided. Ties are broken at random.
     """
     counts, n = np.array(classes, dtype=float), sum(classes)
     _, val, test = (shares[part] for part in SPLITS)
