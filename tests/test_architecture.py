@@ -22,7 +22,7 @@ ALLOWED = {
     "sampling.py": {"torch"},
     "data": {
         "torch", "torchvision", "numpy", "pytorch_lightning", "sklearn", "tokenizers", "PIL", "scipy", "pandas", "pyarrow",
-        "quartet.say", "quartet.typed",
+        "quartet.arguments", "quartet.say", "quartet.typed",
     },
     "tasks": {"torch", "torchmetrics", "pytorch_lightning", "quartet.optim", "quartet.data.spec", "quartet.distributed"},
     "callbacks": {

@@ -58,7 +58,13 @@ MOVED = {
 }
 
 # parts that older configs name, and where they are now: a module, or one thing in it
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "quartet.data.augment": "quartet.data.image.augment",
+    "quartet.data.image_files": "quartet.data.image.images",
+    "quartet.data.image_sets": "quartet.data.image.sets",
+    "quartet.data.images": "quartet.data.image.images",
+    "quartet.data.images.Digits": "quartet.data.image.sets.Digits",
+}
 
 ADDED = ("length", "prompt", "finetune", "workers", "pairing")  # nodes that older configs do not have
 

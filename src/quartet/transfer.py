@@ -192,7 +192,7 @@ def _load_torchvision(network: TorchvisionClassifier, name: str, weights: str, d
     state = _read_file(weights) if is_file(weights) else _download(name, weights, download)
     misfits = _load(network.backbone, network.fit_weights(state), fresh=network.fresh)
     if misfits:
-        remedy = f"they must be those of model.name={name}, for pictures of this size, or model.weights=null"
+        remedy = f"they must be those of model.name={name}, for images of this size, or model.weights=null"
         raise ValueError(f"model.weights={weights} does not fit the network: {_some(misfits)}; {remedy}")
     say(f"weights: {weights} of torchvision's {name}, with a new head")
 
