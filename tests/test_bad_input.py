@@ -139,7 +139,7 @@ def halve(path: Path) -> None:
         (["a", "b"], lambda: Image.new("L", (1, 1)).save("own/b/0.jpg"), r"cannot be read: b/0.jpg \(1×1 pixel\); repair"),
         (["a"], lambda: None, r"own: there is one class only \('a'\)"),
         (["a", "b"], lambda: image("own/c/0.jpg", 99), r"own: only one example of the class 'c' \(c/0.jpg\)"),
-        (["train/a", "train/b", "test/a", "test/c"], lambda: None, r"no training example has the class 'c', but test has \(test/c/0.jpg,"),
+        (["train/a", "train/b", "test/a", "test/c"], lambda: None, r"the class 'c', but test has \(test/c/0.jpg,"),
         (["train/a", "train/b", "test/a"], lambda: image("own/test/a/x.jpg", 3), r"train/a/3.jpg = test/a/x.jpg; delete"),
     ],
 )  # fmt: skip

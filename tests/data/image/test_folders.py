@@ -16,10 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from quartet.data.image import decode, folders, images
 from quartet.data.image.augment import Augment
-from quartet.data.image.decode import LazyImages, MappedImages, to_uint8
+from quartet.data.image.decode import LazyStore, MappedStore, MemoryStore, to_uint8
 from quartet.data.image.folders import list_images
 from quartet.data.image.images import FolderData
-from quartet.data.memory import Samples
 
 OFF = {"fill": "zero", "flip": False, "randaugment": 0, "colour": 0.0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 SETTINGS = {
@@ -461,7 +460,7 @@ def both(photos, request):
 def test_every_store_gives_the_batches_of_memory_in_the_same_order(both):
     memory, other = both
     loaders = memory.train_dataloader(), other.train_dataloader()
-    assert type(other.datasets["train"]) is (MappedImages if other.disk_gb else LazyImages)
+    assert type(other.datasets["train"].store) is (MappedStore if other.disk_gb else LazyStore)
     for _ in range(2):
         batches = [list(loader) for loader in loaders]
         assert len(batches[0]) == len(batches[1]) == 3
@@ -612,13 +611,13 @@ def test_a_cache_that_may_not_be_written_is_not_taken_for_a_image(photos, cache,
 def test_two_processes_that_start_together_map_the_same(photos, cache, monkeypatch):
     context = multiprocessing.get_context("fork")
     both, results = context.Barrier(2), context.Queue()
-    decode_all = decode.decode
+    decode_all = decode._decode
 
     def together(*arguments):
         both.wait(30)  # seconds; neither has found a file, both have opened one of their own
         return decode_all(*arguments)
 
-    monkeypatch.setattr(decode, "decode", together)
+    monkeypatch.setattr(decode, "_decode", together)
     work = lambda: results.put(ready(photos, **MAP).images("train", range(12)))  # noqa: E731
     processes = [context.Process(target=work) for _ in range(2)]
     for process in processes:
@@ -667,9 +666,9 @@ def test_the_limits_count_the_decoded_bytes(photos):
     below = exact * 0.999
 
     def held(memory_gb, disk_gb):
-        return type(ready(photos, memory_gb=memory_gb, disk_gb=disk_gb).datasets["train"])
+        return type(ready(photos, memory_gb=memory_gb, disk_gb=disk_gb).datasets["train"].store)
 
-    assert [held(exact, 0.0), held(below, exact), held(below, below)] == [Samples, MappedImages, LazyImages]
+    assert [held(exact, 0.0), held(below, exact), held(below, below)] == [MemoryStore, MappedStore, LazyStore]
 
 
 def test_progress_is_told_now_and_then(photos, monkeypatch, capsys):

@@ -11,7 +11,8 @@ from PIL import Image
 from pytorch_lightning import LightningModule, Trainer
 
 from quartet.data.image.augment import Augment
-from quartet.data.image.images import ImageData, LabelledImages, channel_statistics, to_uint8
+from quartet.data.image.decode import to_uint8
+from quartet.data.image.images import ImageData, LabelledImages, channel_statistics
 from quartet.data.image.sets import Digits
 
 
@@ -86,7 +87,7 @@ def test_statistics_are_exact():
     images = colourful(n=5).images.copy()
     images[:, 1] = 77
     labelled = LabelledImages(images, np.zeros(5, int), ("a",))
-    mean, std = channel_statistics(labelled.take(range(5)).moments, images[:, 0].size)
+    mean, std = channel_statistics(labelled.moments().sum(0), images[:, 0].size)
     np.testing.assert_allclose(mean, images.mean((0, 2, 3)) / 255, rtol=1e-12)
     np.testing.assert_allclose(std, [images[:, 0].std() / 255, 0.0, images[:, 2].std() / 255], rtol=1e-12)
 
@@ -190,7 +191,9 @@ def test_mistakes_in_augmentation_are_found_with_all_others_of_a_config():
 def test_official_parts_are_kept_and_val_is_a_share_of_train():
     labelled = colourful()
     given = np.array(["test" if i >= 40 else "train" for i in range(60)])
-    data = make(Given(LabelledImages(labelled.images, labelled.labels, labelled.classes, given)), split=[0.75, 0.25, 0.0])
+    data = make(
+        Given(LabelledImages(labelled.images, labelled.labels, labelled.classes, given)), split=[0.75, 0.25, 0.0]
+    )
     assert data.ids["test"] == list(range(40, 60))
     assert sorted(data.ids["train"] + data.ids["val"]) == list(range(40)) and len(data.ids["val"]) in (9, 10, 11)
 
@@ -281,7 +284,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path):
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 4, 5), np.uint8)])
 def test_arrays_that_are_no_images_are_refused(array):
-    with pytest.raises(ValueError, match=r"a image must be uint8 \(H, W\)"):
+    with pytest.raises(ValueError, match=r"an image must be uint8 \(H, W\)"):
         make().encode([array])
 
 

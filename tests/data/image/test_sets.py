@@ -73,7 +73,7 @@ def test_without_a_path_the_cache_is_meant(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=rf"is not in the cache, {tmp_path / 'cache'}"):
         TorchvisionSet("mnist", None, False).load()
     sample_mnist(tmp_path / "cache", "MNIST")
-    assert len(TorchvisionSet("mnist", None, False).load()) == 120
+    assert len(TorchvisionSet("mnist", None, False).load().labels) == 120
 
 
 def test_a_damaged_set_is_refused(cifar, monkeypatch):
@@ -94,7 +94,7 @@ def test_a_download_happens_only_when_asked_and_only_if_needed(tmp_path, monkeyp
         TorchvisionSet("mnist", str(tmp_path), False).load()
     assert not fetched
     for _ in range(2):
-        assert len(TorchvisionSet("mnist", str(tmp_path), True).load()) == 120
+        assert len(TorchvisionSet("mnist", str(tmp_path), True).load().labels) == 120
     assert fetched == [str(tmp_path)] and f"fetching MNIST into {tmp_path}" in capsys.readouterr().out
 
 

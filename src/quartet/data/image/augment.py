@@ -97,6 +97,7 @@ class Augment:
         images, target = mix(images, partner, shares), batch["target"][partner]
         return {**batch, "inputs": {"image": images}, "target_mix": target, "mix": shares.mean((1, 2, 3))}
 
+
 def random_crop(images: Tensor, pixels: int, fill: str) -> Tensor:
     """Each image of (B, C, S, S) moved by -pixels … pixels in both directions, onto black or its mirror image."""
     B, _, S, _ = images.shape

@@ -8,11 +8,10 @@ Letters: N images, B batch, C channels (1 grey, 3 RGB), H, W height and width of
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
@@ -24,16 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from quartet.data.cache import Cache, Mapped
-from quartet.data.image.folders import (
-    ImageFile,
-    ImageInfo,
-    Problems,
-    ValueRange,
-    is_deep,
-    open_image,
-    run_in_threads,
-)
-from quartet.data.memory import Batch, Dataset, Samples
+from quartet.data.image.folders import ImageFile, Problems, ValueRange, is_deep, open_image, run_in_threads
+from quartet.data.memory import Batch
 from quartet.say import say
 
 MODES = {1: "L", 3: "RGB"}  # channels -> PIL mode
@@ -97,9 +88,8 @@ def moments(images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What every file is decoded to: (C, S, S) uint8; its label is an index into `classes`."""
+    """What every file is decoded to: (C, S, S) uint8."""
 
-    classes: tuple[str, ...]
     channels: int
     size: int
     value_range: ValueRange | None = None
@@ -114,69 +104,80 @@ class ImageFormat:
     def empty(self, n: int) -> np.ndarray:
         return np.empty((n, self.channels, self.size, self.size), dtype=np.uint8)
 
-    def labels(self, files: list[ImageFile]) -> np.ndarray:
-        index = {label: i for i, label in enumerate(self.classes)}
-        return np.array([index[file.label] for file in files], dtype=np.int64)
+
+class MemoryStore:
+    """Images in one tensor (N, C, S, S), which moves to the device that trains."""
+
+    def __init__(self, images: Tensor):
+        self.images, self.format = images, ImageFormat(images.shape[1], images.shape[3])
+
+    def read(self, rows: Tensor) -> Tensor:
+        return self.images.index_select(0, rows)
+
+    def to(self, device: torch.device) -> torch.device:
+        self.images = self.images.to(device)
+        return device
 
 
-class DecodedImages(NamedTuple):
-    """The images of one part as the data module needs them: see `LabelledImages` for those that are in memory."""
+class LazyStore:
+    """Files that are decoded when a batch asks for them. It stays where it is: Lightning moves the batches."""
 
-    dataset: Dataset
-    labels: np.ndarray  # (N,) indices into `format.classes`
-    moments: np.ndarray  # (C, 2) sums over all pixels
-    format: ImageFormat
+    def __init__(self, paths: list[str], format: ImageFormat):
+        self.paths, self.format = paths, format
 
+    def read(self, rows: Tensor) -> Tensor:
+        images = self.format.empty(len(rows))
+        for i, row in enumerate(rows.tolist()):
+            images[i] = self.format.read(self.paths[row])
+        return torch.from_numpy(images)
 
-Decoder = Callable[[list[ImageFile]], tuple[DecodedImages, Problems]]  # leaves out what cannot be decoded
-
-
-def decode(
-    files: list[ImageFile], format: ImageFormat, keep: Callable[[int, np.ndarray], object], done: str
-) -> tuple[np.ndarray, Problems]:
-    """Calls `keep` with the index of each file and its image, in any order; returns their moments (N, C, 2)."""
-    sums = np.zeros((len(files), format.channels, 2), dtype=np.int64)
-    index = {file: i for i, file in enumerate(files)}
-
-    def work(file: ImageFile) -> None:
-        i, image = index[file], format.read(file.path)
-        sums[i] = moments(image[None])[0]
-        keep(i, image)
-
-    return sums, run_in_threads(work, files, done)
+    def to(self, device: torch.device) -> torch.device:
+        return torch.device("cpu")
 
 
-def decode_to_memory(format: ImageFormat, files: list[ImageFile]) -> tuple[DecodedImages, Problems]:
+class MappedStore(LazyStore):
+    """Images of a mapped file of the cache, which begins with them."""
+
+    def __init__(self, mapped: Mapped, n: int, format: ImageFormat):
+        super().__init__([], format)
+        images = mapped.tensor(torch.uint8, n * format.n_bytes)
+        self.mapped, self.images = mapped, images.view(n, format.channels, format.size, format.size)
+
+    def read(self, rows: Tensor) -> Tensor:
+        images = self.images.index_select(0, rows)
+        self.mapped.count(images.nbytes)
+        return images
+
+
+Store = MemoryStore | LazyStore
+
+
+class Decoded(NamedTuple):
+    """`moments` (N, C, 2): sums of the values of each image and of their squares; a row of `problems` has no image."""
+
+    store: Store
+    moments: np.ndarray
+    problems: Problems
+
+
+def decode_to_memory(files: list[ImageFile], format: ImageFormat) -> Decoded:
     images = format.empty(len(files))
-    sums, problems = decode(files, format, images.__setitem__, "decoded")
-    good = [i for i, file in enumerate(files) if file not in problems]
-    if problems:
-        images = images[good]
-    labels = format.labels([files[i] for i in good])
-    dataset = Samples({"image": torch.from_numpy(images)}, torch.from_numpy(labels))
-    return DecodedImages(dataset, labels, sums[good].sum(0), format), problems
+    sums, problems = _decode(files, format, images.__setitem__, "decoded")
+    return Decoded(MemoryStore(torch.from_numpy(images)), sums, problems)
 
 
-def decode_lazily(format: ImageFormat, files: list[ImageFile]) -> tuple[DecodedImages, Problems]:
+def decode_lazily(files: list[ImageFile], format: ImageFormat) -> Decoded:
     """Each file is decoded once for the moments, and to be sure that it can be decoded."""
-    sums, problems = decode(files, format, lambda i, image: None, "checked")
-    good = [i for i, file in enumerate(files) if file not in problems]
-    labels = format.labels([files[i] for i in good])
-    dataset = LazyImages([files[i].path for i in good], labels, format)
-    return DecodedImages(dataset, labels, sums[good].sum(0), format), problems
+    sums, problems = _decode(files, format, lambda i, image: None, "checked")
+    return Decoded(LazyStore([file.path for file in files], format), sums, problems)
 
 
 def decode_to_memmap(
-    format: ImageFormat,
-    files: list[ImageFile],
-    infos: dict[ImageFile, ImageInfo],
-    check: Callable[[Problems], None],
-    path: str,
-) -> Decoder:
-    """Decode all `files`, of every part, into one file of the cache; `check` may refuse those that cannot be decoded.
+    files: list[ImageFile], format: ImageFormat, contents: str, check: Callable[[Problems], None], path: str
+) -> Decoded:
+    """Decode into a file of the cache, whose name depends on the hash of `contents`; `check` may refuse the problems.
 
-    The file holds the images, (N, C, S, S), their moments as npy, and [index, reason] of the undecodable ones as JSON.
-    It does not depend on the split, so all splits and folds of a folder share it.
+    The file holds the images, (N, C, S, S), their moments as npy, and [row, reason] of the undecodable ones as JSON.
     """
     n_bytes = len(files) * format.n_bytes
 
@@ -189,81 +190,76 @@ def decode_to_memmap(
                 file.seek(i * format.n_bytes)
                 file.write(image.tobytes())
 
-        sums, problems = decode(files, format, keep, "decoded")
+        sums, problems = _decode(files, format, keep, "decoded")
         check(problems)
         file.seek(n_bytes)
         np.save(file, sums)
         file.write(json.dumps([[i, problems[bad]] for i, bad in enumerate(files) if bad in problems]).encode())
 
-    contents = hashlib.sha256(b"".join(infos[file].digest for file in files)).hexdigest()
     key = CACHE.key("uint8", contents, format.channels, format.size, format.value_range, PIL.__version__)
     cached = CACHE.made(key, write, n_bytes)
     with open(cached, "rb") as file:
         file.seek(n_bytes)
-        sums, undecodable = np.load(file), {files[i]: reason for i, reason in json.load(file)}
-    mapped, index = Mapped(cached, FORGET_AFTER), {file: i for i, file in enumerate(files)}
-
-    def select(files: list[ImageFile]) -> tuple[DecodedImages, Problems]:
-        good = [file for file in files if file not in undecodable]
-        rows, labels = np.array([index[file] for file in good], dtype=np.int64), format.labels(good)
-        dataset = MappedImages(mapped, torch.from_numpy(rows), len(index), labels, format)
-        problems = {file: undecodable[file] for file in files if file in undecodable}
-        return DecodedImages(dataset, labels, sums[rows].sum(0), format), problems
-
-    return select
+        sums, problems = np.load(file), {files[i]: reason for i, reason in json.load(file)}
+    return Decoded(MappedStore(Mapped(cached, FORGET_AFTER), len(files), format), sums, problems)
 
 
-class LazyImages:
-    """A data set of files that are decoded when a batch asks for them."""
+def _decode(
+    files: list[ImageFile], format: ImageFormat, keep: Callable[[int, np.ndarray], object], done: str
+) -> tuple[np.ndarray, Problems]:
+    """Call `keep` with the row of each file and its image, in any order; returns the moments (N, C, 2)."""
+    sums = np.zeros((len(files), format.channels, 2), dtype=np.int64)
+    rows = {file: i for i, file in enumerate(files)}
 
-    def __init__(self, paths: list[str], labels: np.ndarray, format: ImageFormat):
-        self.paths, self.labels, self.format = paths, torch.from_numpy(labels), format
+    def work(file: ImageFile) -> None:
+        image = format.read(file.path)
+        sums[rows[file]] = moments(image[None])[0]
+        keep(rows[file], image)
+
+    return sums, run_in_threads(work, files, done)
+
+
+class ImageDataset:
+    """One part of the data: `rows` (N,) of a store and their `labels` (N,), indices into `classes`.
+
+    `moments` (C, 2): the sums over all of its pixels.
+    """
+
+    def __init__(
+        self, store: Store, rows: Sequence[int], labels: np.ndarray, moments: np.ndarray, classes: tuple[str, ...]
+    ):
+        chosen = np.array(rows, dtype=np.int64)
+        self.store, self.classes, self.moments = store, classes, moments[chosen].sum(0)
+        self.rows, self.labels = torch.from_numpy(chosen), torch.from_numpy(labels[chosen].astype(np.int64))
 
     def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, ids: Tensor) -> Tensor:
-        """(B,) -> (B, C, S, S) uint8."""
-        images = self.format.empty(len(ids))
-        for i, place in enumerate(ids.tolist()):
-            images[i] = self.format.read(self.paths[place])
-        return torch.from_numpy(images)
+        return len(self.rows)
 
     def gather(self, ids: Tensor) -> Batch:
-        ids = ids.cpu()
-        return {"inputs": {"image": self.read(ids)}, "target": self.labels.index_select(0, ids), "index": ids}
+        ids = ids.to(self.rows.device)
+        images = self.store.read(self.rows.index_select(0, ids))  # (B, C, S, S) uint8
+        return {"inputs": {"image": images}, "target": self.labels.index_select(0, ids), "index": ids}
 
-    def to(self, device: torch.device) -> Dataset:
-        return self  # Lightning moves the batches
+    def to(self, device: torch.device) -> ImageDataset:
+        home = self.store.to(device)
+        self.rows, self.labels = self.rows.to(home), self.labels.to(home)
+        return self
+
+    def class_counts(self) -> list[int]:
+        return torch.bincount(self.labels, minlength=len(self.classes)).tolist()
 
     def __getitem__(self, ids: list[int]) -> Batch:
         """What a DataLoader asks for: its "sample" is a whole batch."""
         return self.gather(torch.tensor(ids))
 
-
-class MappedImages(LazyImages):
-    """A data set of `rows` of a mapped file, which holds `n` images."""
-
-    def __init__(self, mapped: Mapped, rows: Tensor, n: int, labels: np.ndarray, format: ImageFormat):
-        super().__init__([], labels, format)
-        images = mapped.tensor(torch.uint8, n * format.n_bytes)
-        self.mapped, self.rows, self.images = mapped, rows, images.view(n, format.channels, format.size, format.size)
-
-    def read(self, ids: Tensor) -> Tensor:
-        images = self.images.index_select(0, self.rows.index_select(0, ids))
-        self.mapped.count(images.nbytes)
-        return images
-
-
-def batches_from_workers(dataset: LazyImages, n_workers: int, ids: Iterator[Tensor]) -> Iterator[Batch]:
-    """A batch for each row of sample ids, decoded ahead of time by worker processes; 0 workers: by this process."""
-    return iter(
-        DataLoader(
-            dataset,  # type: ignore[arg-type]
+    def batches(self, n_workers: int, ids: Iterator[Tensor]) -> Iterator[Batch]:
+        """A batch for each row of sample ids, made ahead of time by worker processes; 0 workers: by this process."""
+        loader = DataLoader(
+            self,  # type: ignore[arg-type]
             sampler=[batch.tolist() for batch in ids],
             batch_size=None,
             num_workers=n_workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # the global one is for augmentation: a resumed run must find it as it was
         )
-    )
+        return iter(loader)

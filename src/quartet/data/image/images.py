@@ -22,32 +22,11 @@ from torch import Tensor
 from quartet import arguments
 from quartet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
 from quartet.data.base import DataModule
+from quartet.data.image import decode
 from quartet.data.image.augment import Augment
-from quartet.data.image.decode import (
-    DecodedImages,
-    Decoder,
-    ImageFormat,
-    LazyImages,
-    MappedImages,
-    batches_from_workers,
-    decode_lazily,
-    decode_to_memmap,
-    decode_to_memory,
-    find_undecodable,
-    moments,
-    to_uint8,
-)
-from quartet.data.image.folders import (
-    ImageFile,
-    ImageInfo,
-    Problems,
-    ValueRange,
-    fingerprint,
-    list_images,
-    n_cores,
-    probe_all,
-)
-from quartet.data.memory import Dataset, MemoryLoader, Order, Samples
+from quartet.data.image.decode import Decoded, ImageDataset, ImageFormat, LazyStore, MappedStore, MemoryStore
+from quartet.data.image.folders import ImageInfo, Problems, ValueRange, fingerprint, list_images, n_cores, probe_all
+from quartet.data.memory import MemoryLoader, Order
 from quartet.data.report import class_table
 from quartet.data.spec import Spec
 from quartet.data.splits import check_classes, check_duplicates, listed
@@ -71,13 +50,10 @@ class LabelledImages:
         assert self.images.dtype == np.uint8 and self.images.ndim == 4, "images are (N, C, S, S) uint8"
         assert len(self.images) == len(self.labels), "one label for each image"
 
-    def take(self, ids: Sequence[int]) -> DecodedImages:
-        images, labels = self.images[ids], self.labels[ids].astype(np.int64)
-        sums = np.zeros((images.shape[1], 2), dtype=np.int64)
-        for i in range(0, len(images), 64):  # in chunks: their int64 copies are eight times as large
-            sums += moments(images[i : i + 64]).sum(0)
-        dataset = Samples({"image": torch.from_numpy(images)}, torch.from_numpy(labels))
-        return DecodedImages(dataset, labels, sums, ImageFormat(self.classes, images.shape[1], images.shape[3]))
+    def moments(self) -> np.ndarray:
+        """(N, C, 2), in chunks, because the int64 copy of an image is eight times as large."""
+        chunks = [decode.moments(self.images[i : i + 64]) for i in range(0, len(self.images), 64)]
+        return np.concatenate(chunks)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
@@ -121,21 +97,27 @@ class ImageDataModule(DataModule):
         given = {key: value for key, value in augment.items() if key != "_target_"} if isinstance(augment, dict) else {}
         return list(arguments.problems(Augment, given, "data.augment"))
 
-    def count_classes(self, parts: dict[str, DecodedImages]) -> None:
-        n_classes = len(parts["train"].format.classes)
-        self._class_counts = {part: np.bincount(x.labels, minlength=n_classes).tolist() for part, x in parts.items()}
+    def _make_parts(
+        self, decoded: Decoded, rows: dict[str, list[int]], labels: np.ndarray, classes: tuple[str, ...]
+    ) -> dict[str, ImageDataset]:
+        store, moments, _ = decoded
+        parts = {part: ImageDataset(store, rows[part], labels, moments, classes) for part in rows}
+        self._class_counts = {part: dataset.class_counts() for part, dataset in parts.items()}
+        return parts
 
-    def fit(self, train: DecodedImages) -> dict[str, Any]:
-        channels, size, classes = train.format.channels, train.format.size, train.format.classes
-        mean, std = channel_statistics(train.moments, len(train.labels) * size**2)
+    def fit(self, train: ImageDataset) -> dict[str, Any]:
+        channels, size = train.store.format.channels, train.store.format.size
+        mean, std = channel_statistics(train.moments, len(train) * size**2)
         if not any(std):
-            raise ValueError("the training images are all of one and the same colour; there is nothing to learn in them")
+            raise ValueError(
+                "the training images are all of one and the same colour; there is nothing to learn in them"
+            )
         if max(std) < NEARLY_FLAT:
             say(f"the training images are nearly of one colour: deviation {max(std):.4f} of white; are they meant so?")
         spec = Spec(
-            sizes={"in_channels": channels, "image_size": size, "n_classes": len(classes)},
-            classes=classes,
-            class_counts=tuple(np.bincount(train.labels, minlength=len(classes)).tolist()),
+            sizes={"in_channels": channels, "image_size": size, "n_classes": len(train.classes)},
+            classes=train.classes,
+            class_counts=tuple(train.class_counts()),
         )
         return {"spec": spec.to_json(), "mean": mean, "std": [value or 1.0 for value in std]}
 
@@ -156,13 +138,13 @@ class ImageDataModule(DataModule):
         if self.mean.shape != shape or self.std.shape != shape or not bool((self.std > 0).all()):
             raise ValueError("mean and std are not a number for each channel")
 
-    def encode_split(self, examples: DecodedImages) -> Dataset:
-        return examples.dataset
+    def encode_split(self, examples: ImageDataset) -> ImageDataset:
+        return examples
 
     def encode(self, examples: list[Any]) -> dict[str, Tensor]:
         """Images of any size, as `to_uint8` accepts them -> {"image": (B, C, S, S) normalised}."""
         sizes = self.spec.sizes
-        format = ImageFormat(self.spec.classes, sizes["in_channels"], sizes["image_size"], self.value_range)
+        format = ImageFormat(sizes["in_channels"], sizes["image_size"], self.value_range)
         images = format.empty(len(examples))
         for i, image in enumerate(examples):
             images[i] = format.read(image)
@@ -207,12 +189,11 @@ class ImageData(ImageDataModule):
         super().__init__(**common)
         self.source = source
 
-    def read(self) -> tuple[dict[str, DecodedImages], str]:
+    def read(self) -> tuple[dict[str, ImageDataset], str]:
         images = self.source.load()
         self.ids = self.split.assign(len(images.labels), labels=images.labels, given=images.given)
-        parts = {part: images.take(ids) for part, ids in self.ids.items()}
-        self.count_classes(parts)
-        return parts, images.fingerprint()
+        decoded = Decoded(MemoryStore(torch.from_numpy(images.images)), images.moments(), {})
+        return self._make_parts(decoded, self.ids, images.labels, images.classes), images.fingerprint()
 
 
 class FolderData(ImageDataModule):
@@ -257,7 +238,7 @@ class FolderData(ImageDataModule):
             problems.append("data.path: say where your images are, data.path=<folder with one folder for each class>")
         return problems
 
-    def read(self) -> tuple[dict[str, DecodedImages], str]:
+    def read(self) -> tuple[dict[str, ImageDataset], str]:
         try:
             return self._read()
         except PermissionError as error:
@@ -268,14 +249,14 @@ class FolderData(ImageDataModule):
                 "allow it (chmod -R u+rX) or take it out"
             ) from None
 
-    def _read(self) -> tuple[dict[str, DecodedImages], str]:
+    def _read(self) -> tuple[dict[str, ImageDataset], str]:
         source = f"data.path={self.path}"
         # 1. Find and probe the files; if any is damaged, all are decoded once, so that one message names all of them
         files, n_ignored = list_images(self.path)
         infos, failed = probe_all(files)
         if failed and self.on_corrupt == "error":
-            failed |= find_undecodable([*infos])
-        self.refuse(failed)
+            failed |= decode.find_undecodable([*infos])
+        self._refuse(failed)
         # 2. Copies of images in another part or class would spoil the evaluation
         readable = [*infos]
         contents, given = [info.digest for info in infos.values()], [file.part for file in readable]
@@ -295,20 +276,34 @@ class FolderData(ImageDataModule):
         if not kept:
             raise ValueError(f"{source} has no image that can be read and is in one part and class; bring some")
         # 3. Split; every class must train
+        names_of = lambda ids: listed(kept[i].name for i in ids)  # noqa: E731
         labels = [file.label for file in kept]
         trainable = [file for file in kept if file.part in (None, "train")]
         check_classes([x.label for x in trainable], source, where=lambda ids: listed(trainable[i].name for i in ids))
         given = [file.part for file in kept] if kept[0].part else None
         ids = self.split.assign(len(kept), labels=labels, given=given)
-        check_classes(labels, source, parts=ids, where=lambda ids: listed(kept[i].name for i in ids))
+        check_classes(labels, source, parts=ids, where=names_of)
         # 4. Decode; what fails only now is refused, or left out if each class still trains
-        parts = {part: [kept[i] for i in places] for part, places in ids.items()}
-        format = self.choose_format([infos[file] for file in parts["train"]], tuple(sorted({*labels})))
-        examples, undecodable = self.decode(parts, infos, format)
-        self.refuse(undecodable)
+        format = self._choose_format([infos[kept[i]] for i in ids["train"]])
+        gigabytes, over = len(kept) * format.n_bytes / 1e9, f"more than data.memory_gb={self.memory_gb}"
+        places: list[str] = []
+        if gigabytes <= self.memory_gb:
+            decoded = decode.decode_to_memory(kept, format)
+        elif gigabytes <= self.disk_gb:  # `kept` does not depend on the split: all splits and folds share the file
+            places = [f"mapped from the cache: {over}"]
+            contents = hashlib.sha256(b"".join(infos[file].digest for file in kept)).hexdigest()
+            decoded = decode.decode_to_memmap(kept, format, contents, self._refuse, self.path)
+        else:
+            places = [f"decoded in training: {over} and data.disk_gb={self.disk_gb}"]
+            decoded = decode.decode_lazily(kept, format)
+        undecodable = decoded.problems
+        self._refuse(undecodable)
+        rows = {part: [i for i in ids[part] if kept[i] not in undecodable] for part in ids}
         if undecodable:
-            decoded = {part: [i for i in places if kept[i] not in undecodable] for part, places in ids.items()}
-            check_classes(labels, source, parts=decoded, where=lambda ids: listed(kept[i].name for i in ids))
+            check_classes(labels, source, parts=rows, where=names_of)
+        self.ids = {part: [kept[i].name for i in rows[part]] for part in rows}
+        classes = tuple(sorted({*labels}))
+        parts = self._make_parts(decoded, rows, np.searchsorted(classes, labels), classes)
         # 5. Tell what was left out, here and in the report
         failed |= undecodable
         names = listed(f"{file.name} ({reason})" for file, reason in failed.items())
@@ -322,14 +317,14 @@ class FolderData(ImageDataModule):
         notes = [f"{counted(n, 'file')} {what}" for what, n in counts.items() if n]
         for note in notes:
             say(note)
-        self._notes = [*notes, *self._notes]
-        return examples, fingerprint(files, infos)
+        self._notes = [*notes, *places]
+        return parts, fingerprint(files, infos)
 
-    def choose_format(self, train: list[ImageInfo], classes: tuple[str, ...]) -> ImageFormat:
+    def _choose_format(self, train: list[ImageInfo]) -> ImageFormat:
         """Channels, size and value range of the training images; those of the run if the module is restored."""
         if self._preprocessing is not None:
             sizes = self.spec.sizes
-            return ImageFormat(classes, sizes["in_channels"], sizes["image_size"], self.value_range)
+            return ImageFormat(sizes["in_channels"], sizes["image_size"], self.value_range)
         channels = self.channels if isinstance(self.channels, int) else 1 if all(info.grey for info in train) else 3
         size, sides = self.image_size, {side for info in train for side in info.size}
         if size is None and len(sides) == 1 and max(sides) <= LARGEST_FOUND:
@@ -347,31 +342,9 @@ class FolderData(ImageDataModule):
                 )
             say(f"values {low:g} … {high:g} of the training images are black … white")
             self.value_range = low, high
-        return ImageFormat(classes, channels, size, self.value_range)
+        return ImageFormat(channels, size, self.value_range)
 
-    def decode(
-        self, parts: dict[str, list[ImageFile]], infos: dict[ImageFile, ImageInfo], format: ImageFormat
-    ) -> tuple[dict[str, DecodedImages], Problems]:
-        """Each part without the images that cannot be decoded, in the first place with room; sets `ids`."""
-        everything = sorted(file for files in parts.values() for file in files)  # in one order, however they are split
-        gigabytes, over = len(everything) * format.n_bytes / 1e9, f"more than data.memory_gb={self.memory_gb}"
-        decoder: Decoder = partial(decode_to_memory, format)
-        if gigabytes > self.memory_gb and gigabytes <= self.disk_gb:
-            self._notes.append(f"mapped from the cache: {over}")
-            decoder = decode_to_memmap(format, everything, infos, self.refuse, self.path)
-        elif gigabytes > self.memory_gb:
-            self._notes.append(f"decoded in training: {over} and data.disk_gb={self.disk_gb}")
-            decoder = partial(decode_lazily, format)
-        examples: dict[str, DecodedImages] = {}
-        failed: Problems = {}
-        for part, files in parts.items():
-            examples[part], problems = decoder(files)
-            self.ids[part] = [file.name for file in files if file not in problems]
-            failed |= problems
-        self.count_classes(examples)
-        return examples, failed
-
-    def refuse(self, damaged: Problems) -> None:
+    def _refuse(self, damaged: Problems) -> None:
         if damaged and self.on_corrupt == "error":
             names = listed(f"{file.name} ({reason})" for file, reason in damaged.items())
             raise ValueError(
@@ -379,15 +352,16 @@ class FolderData(ImageDataModule):
                 "repair or delete, or leave out with data.on_corrupt=skip"
             )
 
-    def fit(self, train: DecodedImages) -> dict[str, Any]:
+    def fit(self, train: ImageDataset) -> dict[str, Any]:
         return {**super().fit(train), "span": self.value_range}
 
     def _loader(self, part: str, order: Order, *, drop_last: bool) -> MemoryLoader:
         loader = super()._loader(part, order, drop_last=drop_last)
         dataset = loader.dataset
-        if isinstance(dataset, LazyImages) and not isinstance(dataset, MappedImages):
+        assert isinstance(dataset, ImageDataset)
+        if isinstance(dataset.store, LazyStore) and not isinstance(dataset.store, MappedStore):
             n_workers = max(1, n_cores() // self.world - 1) if self.num_workers is None else self.num_workers
-            loader.batches = partial(batches_from_workers, dataset, n_workers)
+            loader.batches = partial(dataset.batches, n_workers)
         return loader
 
 

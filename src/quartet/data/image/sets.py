@@ -76,7 +76,8 @@ class TorchvisionSet:
             except (RuntimeError, OSError) as error:
                 reason = " ".join(str(error).split())
                 raise ConnectionError(
-                    f"{known.name} cannot be fetched into {root}: {reason}; try again, or give a copy of your own: {own_copy}"
+                    f"{known.name} cannot be fetched into {root}: {reason}; try again, or give a copy of your own: "
+                    f"{own_copy}"
                 ) from None
         images = np.concatenate([np.asarray(part.data) for part in parts])  # (N, H, W) or (N, H, W, 3)
         images = images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
