@@ -1,11 +1,11 @@
-"""Pictures in files: seconds until they can be trained on, and whether the loader outruns the smallest network.
+"""Images in files: seconds until they can be trained on, and whether the loader outruns the smallest network.
 
     python benchmarks/image_input.py                      50,000 JPEG files of 32×32, made in a temporary folder
     python benchmarks/image_input.py data.path=photos/    your own; other data.… keys as in conf/data/image_folder.yaml
 
 Held in memory, mapped from a cache (a temporary one: the first start decodes, the second does not), and decoded by worker
 processes. The network is the compact one with a single stage of four channels, trained with SGD: hardly anything that
-learns is faster. Augmentation is crop and flip. Wanted: 50,000 pictures within 30 seconds, ten times the samples of the
+learns is faster. Augmentation is crop and flip. Wanted: 50,000 images within 30 seconds, ten times the samples of the
 network.
 """
 
@@ -30,7 +30,7 @@ from quartet import build
 from quartet.models.image import SmallResNet
 
 CONFIG = Path(__file__).parents[1] / "conf/data/image_folder.yaml"
-N_PICTURES, N_CLASSES, SIZE = 50_000, 10, 32
+N_IMAGES, N_CLASSES, SIZE = 50_000, 10, 32
 ROUNDS, PATIENCE = 5, 1.0  # loaders and network take turns, so many seconds each; the median counts
 
 
@@ -38,7 +38,7 @@ def write_class(folder: str, label: int) -> None:
     """Smooth random colours with some noise, so that the files are as large as those of photographs (1 kB)."""
     random = np.random.default_rng(label)
     os.makedirs(f"{folder}/{label}")
-    for i in range(N_PICTURES // N_CLASSES):
+    for i in range(N_IMAGES // N_CLASSES):
         coarse = Image.fromarray(random.integers(256, size=(6, 6, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC), dtype=np.int16)
         noisy = (smooth + random.integers(-12, 13, size=smooth.shape)).clip(0, 255).astype(np.uint8)
@@ -46,7 +46,7 @@ def write_class(folder: str, label: int) -> None:
 
 
 @contextlib.contextmanager
-def pictures() -> Iterator[str]:
+def images() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor() as pool:
         list(pool.map(write_class, [folder] * N_CLASSES, range(N_CLASSES)))
         yield folder
@@ -140,5 +140,5 @@ if __name__ == "__main__":
         if any(argument.startswith("data.path=") for argument in sys.argv[1:]):
             measure(sys.argv[1:])
         else:
-            with pictures() as folder:
+            with images() as folder:
                 measure([*sys.argv[1:], f"data.path={folder}"])

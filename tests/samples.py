@@ -43,21 +43,21 @@ def sample_table(folder: Path, n: int = 120) -> Path:
 
 
 def sample_image_folder(folder: Path, n: int = 12, size: int = 8) -> Path:
-    """PNG pictures of two classes in one tree to split: data=image_folder. Each has a content of its own."""
+    """PNG images of two classes in one tree to split: data=image_folder. Each has a content of its own."""
     import numpy as np
     from PIL import Image
 
     random = np.random.default_rng(0)
     for label in ("cat", "dog"):
-        (folder / "pictures" / label).mkdir(parents=True)
+        (folder / "images" / label).mkdir(parents=True)
         for i in range(n):
             pixels = random.integers(256, size=(size, size, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / "pictures" / label / f"{i:02}.png")
-    return folder / "pictures"
+            Image.fromarray(pixels).save(folder / "images" / label / f"{i:02}.png")
+    return folder / "images"
 
 
 def sample_cifar10(folder: Path, n: int = 40) -> Path:
-    """`n` pictures in each of the six files of CIFAR-10's Python version: data=cifar10 data.path=….
+    """`n` images in each of the six files of CIFAR-10's Python version: data=cifar10 data.path=….
 
     torchvision compares MD5 sums: a test sets `torchvision.datasets.cifar.check_integrity` to one that looks whether the
     file is there.
@@ -79,7 +79,7 @@ def sample_cifar10(folder: Path, n: int = 40) -> Path:
 def sample_mnist(folder: Path, name: str = "MNIST", n: int = 60) -> Path:
     """Files of MNIST or FashionMNIST: data=mnist data.path=….
 
-    `n` training and `n` test pictures, each of one grey: its number, test counts from 100 on.
+    `n` training and `n` test images, each of one grey: its number, test counts from 100 on.
     """
     import numpy as np
 

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "sampling": set(),
     "optim": {"system"},
     "tasks": {"data", "optim", "system"},
-    "data": {"files", "say", "system", "typed"},
+    "data": {"arguments", "files", "say", "system", "typed"},
     "callbacks": {"data", "files", "lettering", "objective", "optim", "run", "sampling", "say", "system"},
 }
 

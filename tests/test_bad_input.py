@@ -108,20 +108,20 @@ def test_a_class_of_test_rows_that_train_does_not_know(compose, outputs):
     assert "own.csv: no training example has the class 'z', but test has (row 41, 42); add such examples" in message
 
 
-# pictures
+# images
 
 
-def picture(path: str, number: int) -> Path:
-    """A picture unlike the others."""
+def image(path: str, number: int) -> Path:
+    """An image unlike the others."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Image.effect_mandelbrot((24, 24), (-2, -1.5, 1, 1.5 + number / 100), 50).save(path)
     return Path(path)
 
 
-def pictures(*folders: str) -> None:
+def images(*folders: str) -> None:
     for k, folder in enumerate(folders):
         for i in range(6):
-            picture(f"own/{folder}/{i}.jpg", 10 * k + i)
+            image(f"own/{folder}/{i}.jpg", 10 * k + i)
 
 
 def halve(path: Path) -> None:
@@ -131,29 +131,29 @@ def halve(path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "harm", "message"),
     [
-        ([], lambda: Path("own").mkdir(), r"own has no class folders; put the pictures of each class into"),
-        ([], lambda: picture("own/1.jpg", 1), r"own has no class folders"),
-        (["a", "b"], lambda: halve(Path("own/a/3.jpg")), r"1 picture in .*own cannot be read: a/3.jpg \(.*\); repair"),
-        (["a", "b"], lambda: Path("own/a/3.jpg").write_bytes(BINARY), r"own cannot be read: a/3.jpg \(not a picture\); "),
+        ([], lambda: Path("own").mkdir(), r"own has no class folders; put the images of each class into"),
+        ([], lambda: image("own/1.jpg", 1), r"own has no class folders"),
+        (["a", "b"], lambda: halve(Path("own/a/3.jpg")), r"1 image in .*own cannot be read: a/3.jpg \(.*\); repair"),
+        (["a", "b"], lambda: Path("own/a/3.jpg").write_bytes(BINARY), r"own cannot be read: a/3.jpg \(not an image\); "),
         (["a", "b"], lambda: Path("own/b/0.jpg").write_bytes(b""), r"own cannot be read: b/0.jpg \(0 bytes\); repair"),
         (["a", "b"], lambda: Image.new("L", (1, 1)).save("own/b/0.jpg"), r"cannot be read: b/0.jpg \(1×1 pixel\); repair"),
-        (["a"], lambda: None, r"own has 1 classes to train on \(a\); bring at least 2"),
-        (["a", "b"], lambda: picture("own/c/0.jpg", 99), r"own has one picture only of c to train on; add pictures"),
-        (["train/a", "train/b", "test/a", "test/c"], lambda: None, r"no training pictures of the classes test/c; add"),
-        (["train/a", "train/b", "test/a"], lambda: picture("own/test/a/x.jpg", 3), r"train/a/3.jpg = test/a/x.jpg; delete"),
+        (["a"], lambda: None, r"own: there is one class only \('a'\)"),
+        (["a", "b"], lambda: image("own/c/0.jpg", 99), r"own: only one example of the class 'c' \(c/0.jpg\)"),
+        (["train/a", "train/b", "test/a", "test/c"], lambda: None, r"the class 'c', but test has \(test/c/0.jpg,"),
+        (["train/a", "train/b", "test/a"], lambda: image("own/test/a/x.jpg", 3), r"train/a/3.jpg = test/a/x.jpg; delete"),
     ],
 )  # fmt: skip
 def test_a_folder_that_cannot_be_learnt_from(compose, outputs, folders, harm, message):
-    pictures(*folders)
+    images(*folders)
     harm()
     assert re.search(message, refused(compose, outputs, "image_folder"))
 
 
-def test_when_no_picture_can_be_read(compose, outputs):
-    pictures("a", "b")
+def test_when_no_image_can_be_read(compose, outputs):
+    images("a", "b")
     for path in Path("own").rglob("*.jpg"):
         path.write_bytes(b"")
-    assert "own has no picture that can be read" in refused(compose, outputs, "image_folder", "data.on_corrupt=skip")
+    assert "own has no image that can be read" in refused(compose, outputs, "image_folder", "data.on_corrupt=skip")
 
 
 # paths
@@ -189,7 +189,7 @@ def ordinary_user():
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_permission_to_read(compose, outputs, kind):
     if kind == "image_folder":
-        pictures("a", "b")
+        images("a", "b")
         locked = Path("own/a/3.jpg")
     else:
         locked = Path(KINDS[kind][0])

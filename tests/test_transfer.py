@@ -21,7 +21,7 @@ from quartet import build
 from quartet.callbacks.freeze import Freeze, backbone_modules, backbone_parameters
 from quartet.commands.evaluate import evaluate
 from quartet.commands.train import create, create_and_train
-from quartet.data.images import Pictures
+from quartet.data.image.images import LabelledImages
 from quartet.engine import weights
 from quartet.engine.fit import prepare, train
 from quartet.engine.weights import read_checkpoint
@@ -42,7 +42,7 @@ TEXT = ["data.context_length=32", "data.batch_size=8", "data.vocab_size=400"]
 
 @pytest.fixture
 def configure(compose, small_text, monkeypatch) -> Callable[..., DictConfig]:
-    """configure("image_small", …, classes=4): a tiny experiment; pictures of the first `classes` digits only."""
+    """configure("image_small", …, classes=4): a tiny experiment; images of the first `classes` digits only."""
 
     def tiny(model: str, *overrides: str, classes: int = 10) -> DictConfig:
         sizes = TINY[model] + ([] if model.startswith("image") else TEXT)
@@ -50,17 +50,17 @@ def configure(compose, small_text, monkeypatch) -> Callable[..., DictConfig]:
         config = compose(f"model={model}", *quiet, *sizes, *overrides)
         if model.startswith("image"):
             source: Any = build.locate(config.data.source._target_)
-            monkeypatch.setattr(source, "load", lambda self: some_pictures(classes))
+            monkeypatch.setattr(source, "load", lambda self: some_images(classes))
         return config
 
     return tiny
 
 
-def some_pictures(classes: int) -> Pictures:
+def some_images(classes: int) -> LabelledImages:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(80) % classes
     images = torch.randint(0, 256, (80, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    return Pictures(images.numpy(), labels.numpy(), tuple(map(str, range(classes))))
+    return LabelledImages(images.numpy(), labels.numpy(), tuple(map(str, range(classes))))
 
 
 def untrained_run(config: DictConfig) -> Run:

@@ -59,7 +59,7 @@ MOVED = {
 
 # parts that older configs name, and where they are now: a module, or one thing in it
 RENAMED: dict[str, str] = {
-    "quartet.engine.fsdp": "quartet.engine.fsdp",
+    "quartet.sharding": "quartet.engine.fsdp",
     "quartet.callbacks.checkpoint": "quartet.engine.checkpoint",
     "quartet.callbacks.pruning": "quartet.sweeps.pruning",
     "quartet.callbacks.dashboards.Figures": "quartet.callbacks.figures.Figures",
@@ -68,6 +68,11 @@ RENAMED: dict[str, str] = {
     "quartet.data.table_files": "quartet.data.table.files",
     "quartet.data.labelled_text": "quartet.data.text.classification",
     "quartet.data.text": "quartet.data.text.language_modeling",
+    "quartet.data.augment": "quartet.data.image.augment",
+    "quartet.data.image_files": "quartet.data.image.images",
+    "quartet.data.image_sets": "quartet.data.image.sets",
+    "quartet.data.images": "quartet.data.image.images",
+    "quartet.data.images.Digits": "quartet.data.image.sets.Digits",
 }
 
 ADDED = ("length", "prompt", "finetune", "workers", "pairing")  # nodes that older configs do not have

@@ -46,22 +46,22 @@ def batches(dataset: Samples, size: int) -> DataLoader:
 
 
 class Data(LightningDataModule):
-    """Pictures of noise in three classes; `pictures` gives them as (n, S, S, 1)."""
+    """Pictures of noise in three classes; `images` gives them as (n, S, S, 1)."""
 
     def __init__(self, batch_size: int = 10):
         super().__init__()
         self.batch_size = batch_size
         image = torch.randint(0, 255, (N, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         self.datasets = {part: Samples({"image": image.float() / 255}, torch.arange(N) % 3) for part in ("val", "test")}
-        self.images = image
+        self.pixels = image
 
     def loader(self):
         return batches(self.datasets["val"], self.batch_size)
 
     train_dataloader = val_dataloader = test_dataloader = loader
 
-    def pictures(self, part, ids):
-        return self.images[torch.as_tensor(ids)].permute(0, 2, 3, 1).numpy()
+    def images(self, part, ids):
+        return self.pixels[torch.as_tensor(ids)].permute(0, 2, 3, 1).numpy()
 
 
 class Classifier(LightningModule):
@@ -325,8 +325,8 @@ class TestFigures:
         assert events(tmp_path).Tags()["images"] == ["val/predictions"]
         assert (tmp_path / "figures" / "val_predictions.png").stat().st_size > 5_000
 
-    def test_data_without_pictures_give_a_table_of_mistakes(self, tmp_path, monkeypatch):
-        monkeypatch.delattr(Data, "pictures")
+    def test_data_without_images_give_a_table_of_mistakes(self, tmp_path, monkeypatch):
+        monkeypatch.delattr(Data, "images")
         trainer_for(tmp_path, [figures_callback(n_mistakes=3)]).fit(Classifier(), datamodule=Data())
         table = (tmp_path / "figures" / "val_mistakes.md").read_text().splitlines()
         assert len(table) == 2 + 3 and re.match(

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quartet.data.augment import Augment
 from quartet.data.base import user_path
-from quartet.data.images import Digits, ImageData
+from quartet.data.image.augment import Augment
+from quartet.data.image.images import ImageData
+from quartet.data.image.sets import Digits
 from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS
 from quartet.data.table.tables import EmbeddedTable, TableData

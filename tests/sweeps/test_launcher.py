@@ -188,7 +188,7 @@ asked = []
 for name in ("_cuda_getDeviceCount", "_cuda_init"):
     setattr(torch._C, name, lambda name=name: asked.append(name) or 0)
 from quartet.sweeps import preload
-missing = {*preload.LATE, "quartet.models.mlp", "quartet.data.augment"} - {*sys.modules}
+missing = {*preload.LATE, "quartet.models.mlp", "quartet.data.image.augment"} - {*sys.modules}
 assert not missing, missing
 assert not asked and len(threading.enumerate()) == 1
 """

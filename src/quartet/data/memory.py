@@ -7,6 +7,7 @@ depends on nothing but the seed and the epoch, a run resumed at any step sees ex
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -89,6 +90,8 @@ class MemoryLoader:
         self.drop_last, self.rank, self.world, self.window = drop_last, rank, world, window
         self.epoch, self.step = 0, 0
         self.position: Callable[[], tuple[int, int]] | None = None
+        # a batch for each row of sample ids; data that are not in memory may have worker processes make them
+        self.batches: Callable[[Iterator[Tensor]], Iterator[Batch]] = partial(map, dataset.gather)
 
     def seek(self, epoch: int, step: int) -> None:
         self.epoch, self.step = epoch, step
@@ -107,21 +110,12 @@ class MemoryLoader:
         if self.position is not None:
             self.seek(*self.position())
         for batch in self.batches(self._remaining()):
-            if self._left <= self.rank:
+            if len(self.dataset) - self.step * self.global_batch_size <= self.rank:  # samples left in the epoch
                 batch["filler"] = True
             last = self.step + 1 == len(self)
             # moved before the batch is handed out: a consumer that counts batches never asks for the end
             self.seek(self.epoch + last, 0 if last else self.step + 1)
             yield batch
-
-    @property
-    def _left(self) -> int:
-        """Samples of the epoch that come in this batch and later ones, of all ranks."""
-        return len(self.dataset) - self.step * self.global_batch_size
-
-    def batches(self, ids: Iterator[Tensor]) -> Iterator[Batch]:
-        """A batch for each row of sample ids, in their order."""
-        return map(self.dataset.gather, ids)
 
     def _remaining(self) -> Iterator[Tensor]:
         """The sample ids of this rank's batches, from here to the end of the epoch."""

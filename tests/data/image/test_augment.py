@@ -1,4 +1,4 @@
-"""Augmentation: each step by itself, its laws, and the loss of mixed pictures."""
+"""Augmentation: each step by itself, its laws, and the loss of mixed images."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quartet.data import augment
-from quartet.data.augment import Augment
-from quartet.data.images import ImageData, Pictures
+from quartet.data.image import augment
+from quartet.data.image.augment import Augment
+from quartet.data.image.images import ImageData, LabelledImages
 from quartet.data.spec import Spec
 from quartet.tasks.classification import Classification
 
@@ -28,7 +28,7 @@ ALL = {"crop": 2, "flip": True, "randaugment": 9, "colour": 0.3, "erasing": 0.5,
 RAW = ("crop", "flip", "randaugment", "colour")
 
 
-def pictures(n=16, channels=3, size=8):
+def some_images(n=16, channels=3, size=8):
     return torch.from_numpy(np.random.default_rng(0).integers(256, size=(n, channels, size, size), dtype=np.uint8))
 
 
@@ -49,7 +49,7 @@ def test_randomness_is_torch_s_global_generator(name):
     some = Augment(**{**OFF, name: ALL[name]})
 
     def augmented():
-        return some.normalised(batch(some.raw(pictures())))["inputs"]["image"]
+        return some.normalised(batch(some.raw(some_images())))["inputs"]["image"]
 
     state = torch.get_rng_state()
     first, second = augmented(), augmented()
@@ -60,8 +60,8 @@ def test_randomness_is_torch_s_global_generator(name):
 
 def test_what_is_off_draws_nothing_and_changes_nothing():
     state, off = torch.get_rng_state(), Augment(**OFF)
-    given = batch(pictures())
-    assert torch.equal(off.raw(pictures()), pictures())
+    given = batch(some_images())
+    assert torch.equal(off.raw(some_images()), some_images())
     assert torch.equal(off.normalised(given)["inputs"]["image"], given["inputs"]["image"])
     assert off.normalised(given).keys() == given.keys()
     assert torch.equal(torch.get_rng_state(), state)
@@ -70,25 +70,25 @@ def test_what_is_off_draws_nothing_and_changes_nothing():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", RAW)
 def test_grey_and_colour_keep_their_shape_and_range(name, channels):
-    images = Augment(**{**OFF, name: ALL[name]}).raw(pictures(channels=channels))
+    images = Augment(**{**OFF, name: ALL[name]}).raw(some_images(channels=channels))
     assert images.shape == (16, channels, 8, 8) and images.min() >= 0 and images.max() <= 255
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_given_pictures_are_left_alone(name):
-    images, some = pictures(), Augment(**{**OFF, name: ALL[name]})
+def test_the_given_images_are_left_alone(name):
+    images, some = some_images(), Augment(**{**OFF, name: ALL[name]})
     given = batch(images)
     before = given["inputs"]["image"].clone()
     some.raw(images)
     some.normalised(given)
-    assert torch.equal(images, pictures()) and torch.equal(given["inputs"]["image"], before)
+    assert torch.equal(images, some_images()) and torch.equal(given["inputs"]["image"], before)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_validation_and_test_are_never_augmented(training):
     class Source:
         def load(self):
-            return Pictures(pictures(60).numpy(), np.arange(60) % 3, ("a", "b", "c"))
+            return LabelledImages(some_images(60).numpy(), np.arange(60) % 3, ("a", "b", "c"))
 
     common = {"batch_size": 8, "split": [0.6, 0.2, 0.2], "split_seed": 0, "folds": None, "fold": None, "seed": 0}
     data = ImageData(source=Source(), augment=Augment(**{**OFF, **ALL}), **common)
@@ -104,13 +104,13 @@ def test_validation_and_test_are_never_augmented(training):
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("crop", -1, "a whole number of pixels, 0 or more"),
-        ("crop", 1.5, "a whole number of pixels"),
+        ("crop", -1, "an integer of at least 0"),
+        ("crop", 1.5, "an integer of at least 0"),
         ("fill", "white", "one of zero, reflect"),
         ("flip", 1, "true or false"),
-        ("randaugment", 31, "a whole number from 0 (off) to 30"),
+        ("randaugment", 31, "an integer from 0 (off) to 30"),
         ("colour", 1.0, "a number from 0 to below 1"),
-        ("erasing", 1.1, "a probability from 0 to 1"),
+        ("erasing", 1.1, "a number from 0 to 1"),
         ("mixup", -0.1, "a number of at least 0"),
         ("cutmix", "on", "a number of at least 0"),
     ],
@@ -126,13 +126,13 @@ def test_values_out_of_range_are_named(name, value, words):
 
 
 @pytest.mark.parametrize("fill", ["zero", "reflect"])
-def test_a_crop_of_0_pixels_is_the_picture(fill):
-    assert torch.equal(augment.random_crop(pictures(), 0, fill), pictures())
+def test_a_crop_of_0_pixels_is_the_image(fill):
+    assert torch.equal(augment.random_crop(some_images(), 0, fill), some_images())
 
 
 @pytest.mark.parametrize(("fill", "mode"), [("zero", "constant"), ("reflect", "reflect")])
-def test_a_crop_is_a_window_of_the_padded_picture(fill, mode):
-    images = pictures(n=200, size=6)
+def test_a_crop_is_a_window_of_the_padded_image(fill, mode):
+    images = some_images(n=200, size=6)
     moved, found = augment.random_crop(images, 1, fill), set()
     assert moved.dtype == torch.uint8
     for before, after in zip(images, moved, strict=True):
@@ -144,7 +144,7 @@ def test_a_crop_is_a_window_of_the_padded_picture(fill, mode):
 
 
 def test_flips_are_involutions_and_hit_about_half():
-    images = pictures(n=40)
+    images = some_images(n=40)
     state = torch.get_rng_state()
     flipped = augment.random_flip(images)
     mirrored = [torch.equal(a.flip(-1), b) for a, b in zip(images, flipped, strict=True)]
@@ -163,14 +163,14 @@ def test_colour_jitter_of_a_grey_area_is_its_brightness(monkeypatch):
     torch.testing.assert_close(augment.colour_jitter(grey, 0.2), torch.full((2, 3, 4, 4), 120.0))
 
 
-def test_colour_jitter_is_drawn_for_each_picture():
-    same = pictures(n=1).expand(6, -1, -1, -1)
+def test_colour_jitter_is_drawn_for_each_image():
+    same = some_images(n=1).expand(6, -1, -1, -1)
     jittered = augment.colour_jitter(same, 0.3)
     assert len({tuple(image.flatten().tolist()) for image in jittered}) == 6
 
 
 def test_contrast_and_saturation_go_away_from_grey(monkeypatch):
-    images = pictures(n=4)
+    images = some_images(n=4)
     draws = torch.full((3, 4, 1, 1, 1), 0.5)
     draws[1:] = 0.0  # factors 1, 1 - 0.9, 1 - 0.9
     monkeypatch.setattr(torch, "rand", lambda *shape, device: draws)
@@ -182,18 +182,18 @@ def test_contrast_and_saturation_go_away_from_grey(monkeypatch):
 def test_the_operations_of_randaugment_are_torchvision_s():
     from torchvision.transforms import v2
 
-    assert len(augment._operations(0.3, 8)) == len(v2.RandAugment._AUGMENTATION_SPACE) == 14
+    assert len(augment.randaugment_operations(0.3, 8)) == len(v2.RandAugment._AUGMENTATION_SPACE) == 14
 
 
-def test_operations_at_magnitude_0_but_two_keep_the_picture():
+def test_operations_at_magnitude_0_but_two_keep_the_image():
     """Autocontrast and equalize have no magnitude."""
-    images = pictures().clamp(max=254)  # solarize turns what is at its threshold, 255
-    kept = [torch.equal(operation(images, 1), images) for operation in augment._operations(0.0, 8)]
+    images = some_images().clamp(max=254)  # solarize turns what is at its threshold, 255
+    kept = [torch.equal(operation(images, 1), images) for operation in augment.randaugment_operations(0.0, 8)]
     assert all(kept[:12])
 
 
-def test_randaugment_changes_pictures_differently():
-    same = pictures(n=1).expand(32, -1, -1, -1)
+def test_randaugment_changes_images_differently():
+    same = some_images(n=1).expand(32, -1, -1, -1)
     changed = augment.rand_augment(same, 20)
     assert len({tuple(image.flatten().tolist()) for image in changed}) > 16
 
@@ -213,15 +213,15 @@ def test_erasing_sets_one_box_of_the_mean(probability):
 # mixing
 
 
-def test_a_share_of_1_is_the_picture_and_0_is_its_partner():
-    images, partner = pictures().float(), torch.randperm(16)
+def test_a_share_of_1_is_the_image_and_0_is_its_partner():
+    images, partner = some_images().float(), torch.randperm(16)
     assert torch.equal(augment.mix(images, partner, torch.ones(16, 1, 1, 1)), images)
     assert torch.equal(augment.mix(images, partner, torch.zeros(16, 1, 1, 1)), images[partner])
 
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}])
-def test_pictures_and_targets_are_mixed_in_the_same_shares(settings):
-    """Pictures that are constant, of the value of their number: a mixture's mean tells its shares."""
+def test_images_and_targets_are_mixed_in_the_same_shares(settings):
+    """LabelledImages that are constant, of the value of their number: a mixture's mean tells its shares."""
     numbers = torch.arange(64.0)
     given = batch(torch.zeros(64, 1, 8, 8))
     given = {**given, "inputs": {"image": numbers[:, None, None, None].expand(64, 1, 8, 8)}, "target": torch.arange(64)}
@@ -238,9 +238,10 @@ def test_cutmix_pastes_a_box_and_mixup_blends():
         assert len(shares.unique()) == values and shares.min() >= 0 and shares.max() <= 1
 
 
-def test_with_both_each_picture_draws_which_one():
-    shares = Augment(**{**OFF, "mixup": 1.0, "cutmix": 1.0})._shares(torch.zeros(64, 1, 16, 16))
-    blended = [(share == share[0, 0, 0]).all().item() and share[0, 0, 0].item() not in (0, 1) for share in shares]
+def test_with_both_each_image_draws_which_one():
+    some, images = Augment(**{**OFF, "mixup": 1.0, "cutmix": 1.0}), torch.arange(64.0)[:, None, None, None]
+    mixed = some.normalised({**batch(images), "inputs": {"image": images.expand(64, 1, 16, 16)}})["inputs"]["image"]
+    blended = [len(image.unique()) == 1 and image[0, 0, 0].item() % 1 != 0 for image in mixed]
     assert 16 < sum(blended) < 48  # fixed seed
 
 
@@ -294,7 +295,7 @@ def test_the_loss_of_a_mixture_is_the_mixture_of_losses(settings):
     torch.testing.assert_close(loss, torch.stack(expected).mean())
 
 
-def test_the_logged_accuracy_is_that_of_the_picture_itself():
+def test_the_logged_accuracy_is_that_of_the_image_itself():
     some = task()
     some.step(mixed_batch(torch.zeros(4)), "train")
     assert some.logged["train/accuracy"] == 0.5  # two of LOGITS are largest at TARGET

@@ -1,11 +1,11 @@
-"""Augmentation of training pictures: whole batches at a time, on the device that holds them.
+"""Augmentation of training images: whole batches at a time, on the device that holds them.
 
-Every picture draws its own numbers, from torch's global generator of the device: a run that restores its state sees the
-same augmentation again. What is switched off draws nothing.
+Every image draws its own numbers, from torch's global generator of the device: a run that restores its state sees the
+same augmentation again. A step that is off draws nothing.
 
 Sources: Zhong et al. 2017, random erasing (arXiv:1708.04896); Zhang et al. 2017, mixup (arXiv:1710.09412); Yun et al.
 2019, CutMix (arXiv:1905.04899); Cubuk et al. 2019, RandAugment (arXiv:1909.13719), with torchvision's operations and
-ranges. We differ from the usual code in one detail: mixup, CutMix and RandAugment draw for each picture, not for the
+ranges. We differ from the usual code in one detail: mixup, CutMix and RandAugment draw for each image, not for the
 batch.
 
 Letters: B batch, C channels (1 grey, 3 RGB), S side in pixels.
@@ -15,15 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FILLS = ("zero", "reflect")
-MOST = 30  # RandAugment's largest magnitude, where the ranges of its operations end
+from quartet import arguments
+from quartet.arguments import Fraction, NonNegativeFloat, NonNegativeInt, Rule
+
+MAX_MAGNITUDE = 30  # RandAugment's largest magnitude, where the ranges of its operations end
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601), as PIL turns colour into grey
+Magnitude = Annotated[
+    int, Rule(f"an integer from 0 (off) to {MAX_MAGNITUDE}", lambda magnitude: 0 <= magnitude <= MAX_MAGNITUDE)
+]
+Strength = Annotated[float, Rule("a number from 0 to below 1", lambda strength: 0 <= strength < 1)]
 
 
 class Augment:
@@ -32,11 +38,11 @@ class Augment:
     - `crop`: moved by -crop … crop pixels in both directions; what is uncovered is black (`fill` zero) or mirrored
       (`fill` reflect)
     - `flip`: mirrored left to right, half of the time
-    - `randaugment`: two operations of fourteen, with this magnitude from 1 to 30
+    - `randaugment`: two operations of fourteen, with this magnitude
     - `colour`: brightness, contrast and saturation, each times 1 - colour … 1 + colour
-    - `erasing`: the probability that a box of 2 % to 33 % of the picture is set to the mean of the training pictures
-    - `mixup`, `cutmix`: blended with another picture of the batch, or a box of it pasted in, as a whole or in part:
-      the share of each picture is drawn from Beta(value, value). With both, each picture draws which one.
+    - `erasing`: the probability that a box of 2 % to 33 % of the image is set to the mean of the training images
+    - `mixup`, `cutmix`: blended with another image of the batch, or a box of it pasted in, as a whole or in part:
+      the share of each image is drawn from Beta(value, value). With both, each image draws which one.
 
     Raises ValueError for values out of range, all of them in one message.
     """
@@ -44,40 +50,19 @@ class Augment:
     def __init__(
         self,
         *,
-        crop: int,
-        fill: str,
+        crop: NonNegativeInt,
+        fill: Literal["zero", "reflect"],
         flip: bool,
-        randaugment: int,
-        colour: float,
-        erasing: float,
-        mixup: float,
-        cutmix: float,
+        randaugment: Magnitude,
+        colour: Strength,
+        erasing: Fraction,
+        mixup: NonNegativeFloat,
+        cutmix: NonNegativeFloat,
     ):
+        arguments.check(Augment, locals(), "data.augment")
         self.crop, self.fill, self.flip = crop, fill, flip
         self.randaugment, self.colour = randaugment, colour
         self.erasing, self.mixup, self.cutmix = erasing, mixup, cutmix
-        problems = self.problems(vars(self))
-        if problems:
-            raise ValueError("\n".join(problems))
-
-    @staticmethod
-    def problems(settings: dict[str, Any]) -> list[str]:
-        """What is wrong with these `data.augment` values, one sentence each; keys may be missing."""
-        rules: dict[str, tuple[str, Callable[[Any], bool]]] = {
-            "crop": ("a whole number of pixels, 0 or more", lambda v: _whole(v) and v >= 0),
-            "fill": (f"one of {', '.join(FILLS)}", lambda v: v in FILLS),
-            "flip": ("true or false", lambda v: isinstance(v, bool)),
-            "randaugment": (f"a whole number from 0 (off) to {MOST}", lambda v: _whole(v) and 0 <= v <= MOST),
-            "colour": ("a number from 0 to below 1", lambda v: _number(v) and 0 <= v < 1),
-            "erasing": ("a probability from 0 to 1", lambda v: _number(v) and 0 <= v <= 1),
-            "mixup": ("a number of at least 0", lambda v: _number(v) and v >= 0),
-            "cutmix": ("a number of at least 0", lambda v: _number(v) and v >= 0),
-        }
-        return [
-            f"data.augment.{name} must be {words}, not {settings[name]!r}"
-            for name, (words, holds) in rules.items()
-            if name in settings and not holds(settings[name])
-        ]
 
     def raw(self, images: Tensor) -> Tensor:
         """(B, C, S, S) uint8 -> the same shape, uint8 or float, from 0 to 255."""
@@ -90,10 +75,10 @@ class Augment:
         return colour_jitter(images, self.colour) if self.colour else images
 
     def normalised(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch whose pictures have mean 0: erased and mixed.
+        """A batch whose images have mean 0: erased and mixed.
 
         A mixed batch has two more entries: `target_mix` (B,), the class of the partner, and `mix` (B,), the share of the
-        picture itself. `target` stays what it was.
+        image itself. `target` stays what it was.
         """
         images = batch["inputs"]["image"]
         if self.erasing:
@@ -101,22 +86,20 @@ class Augment:
         if not (self.mixup or self.cutmix):
             return {**batch, "inputs": {"image": images}}
         partner = torch.randperm(len(images), device=images.device)
-        shares = self._shares(images)
+        # how much of each pixel is the image's own: (B, 1, S, S) or (B, 1, 1, 1)
+        if not self.cutmix:
+            shares = mixup_shares(images, self.mixup)
+        elif not self.mixup:
+            shares = cutmix_shares(images, self.cutmix)
+        else:
+            pasted = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+            shares = torch.where(pasted, cutmix_shares(images, self.cutmix), mixup_shares(images, self.mixup))
         images, target = mix(images, partner, shares), batch["target"][partner]
         return {**batch, "inputs": {"image": images}, "target_mix": target, "mix": shares.mean((1, 2, 3))}
 
-    def _shares(self, images: Tensor) -> Tensor:
-        """How much of each pixel is the picture's own: (B, 1, S, S) or (B, 1, 1, 1)."""
-        if not self.cutmix:
-            return mixup_shares(images, self.mixup)
-        if not self.mixup:
-            return cutmix_shares(images, self.cutmix)
-        pasted = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-        return torch.where(pasted, cutmix_shares(images, self.cutmix), mixup_shares(images, self.mixup))
-
 
 def random_crop(images: Tensor, pixels: int, fill: str) -> Tensor:
-    """Each picture of (B, C, S, S) moved by -pixels … pixels in both directions, onto black or its mirror image."""
+    """Each image of (B, C, S, S) moved by -pixels … pixels in both directions, onto black or its mirror image."""
     B, _, S, _ = images.shape
     if fill == "zero":
         padded = F.pad(images, (pixels,) * 4)
@@ -130,7 +113,7 @@ def random_crop(images: Tensor, pixels: int, fill: str) -> Tensor:
 
 
 def random_flip(images: Tensor) -> Tensor:
-    """Each picture of (B, C, S, S) mirrored left to right with probability one half."""
+    """Each image of (B, C, S, S) mirrored left to right with probability one half."""
     mirror = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(mirror, images.flip(-1), images)
 
@@ -152,8 +135,8 @@ def grey(images: Tensor) -> Tensor:
 
 
 def rand_augment(images: Tensor, magnitude: int) -> Tensor:
-    """Two operations on each picture of (B, C, S, S) uint8; pictures that drew the same one are changed together."""
-    operations = _operations(magnitude / MOST, images.shape[-1])
+    """Two operations on each image of (B, C, S, S) uint8; images that drew the same one are changed together."""
+    operations = randaugment_operations(magnitude / MAX_MAGNITUDE, images.shape[-1])
     for _ in range(2):
         drawn = torch.randint(2 * len(operations), (len(images),), device=images.device).cpu()  # operation and sign
         changed = images.clone()
@@ -164,12 +147,12 @@ def rand_augment(images: Tensor, magnitude: int) -> Tensor:
     return images
 
 
-def _operations(m: float, size: int) -> list[Callable[[Tensor, int], Tensor]]:
-    """RandAugment's operations on uint8 pictures at magnitude 0 to 1; the second argument is a sign, 1 or -1."""
+def randaugment_operations(m: float, size: int) -> list[Callable[[Tensor, int], Tensor]]:
+    """RandAugment's operations on uint8 images at magnitude 0 to 1; the second argument is a sign, 1 or -1."""
     from torchvision.transforms.v2 import functional as T  # here: the import takes longer than digits take to train
 
     shear = math.degrees(math.atan(0.3 * m))
-    move = int(150 / 331 * size * m)  # pixels; the paper's 150 are of pictures of 331
+    move = int(150 / 331 * size * m)  # pixels; the paper's 150 are of images of 331
 
     def affine(x: Tensor, translate: list[int], sheared: list[float]) -> Tensor:
         return T.affine(x, angle=0.0, translate=translate, scale=1.0, shear=sheared, center=[0.0, 0.0])  # type: ignore
@@ -193,7 +176,7 @@ def _operations(m: float, size: int) -> list[Callable[[Tensor, int], Tensor]]:
 
 
 def random_erase(images: Tensor, probability: float) -> Tensor:
-    """In some pictures of (B, C, S, S) a box of 2 % to 33 % of the area and sides of up to 3.3 to 1 becomes 0."""
+    """In some images of (B, C, S, S) a box of 2 % to 33 % of the area and sides of up to 3.3 to 1 becomes 0."""
     B, S = len(images), images.shape[-1]
     hit, area, aspect, y, x = torch.rand(5, B, device=images.device)
     area, aspect = 0.02 + 0.31 * area, torch.exp((2 * aspect - 1) * math.log(3.3))
@@ -203,18 +186,18 @@ def random_erase(images: Tensor, probability: float) -> Tensor:
 
 
 def mix(images: Tensor, partner: Tensor, shares: Tensor) -> Tensor:
-    """Each picture of (B, C, S, S) with its share, and picture number `partner` (B,) with the rest."""
+    """Each image of (B, C, S, S) with its share, and image number `partner` (B,) with the rest."""
     return images[partner].lerp(images, shares)
 
 
 def mixup_shares(images: Tensor, alpha: float) -> Tensor:
-    """(B, 1, 1, 1): one share for the whole picture, from Beta(alpha, alpha)."""
+    """(B, 1, 1, 1): one share for the whole image, from Beta(alpha, alpha)."""
     a = torch.full((len(images), 1, 1, 1), float(alpha), device=images.device)
     return torch.distributions.Beta(a, a).sample()
 
 
 def cutmix_shares(images: Tensor, alpha: float) -> Tensor:
-    """(B, 1, S, S): 0 in a box around a random centre and 1 elsewhere; the box may reach beyond the picture."""
+    """(B, 1, S, S): 0 in a box around a random centre and 1 elsewhere; the box may reach beyond the image."""
     B, S = len(images), images.shape[-1]
     side = (S * (1 - mixup_shares(images, alpha).flatten()).sqrt()).round()
     y, x = torch.randint(S, (2, B), device=images.device)
@@ -227,11 +210,3 @@ def boxes(top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int) -
     rows = (place >= top[:, None]) & (place < (top + height)[:, None])  # (B, S)
     columns = (place >= left[:, None]) & (place < (left + width)[:, None])
     return (rows[:, :, None] & columns[:, None, :])[:, None]
-
-
-def _whole(value: Any) -> bool:
-    return type(value) is int  # true and false are no numbers
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

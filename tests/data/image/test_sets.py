@@ -7,8 +7,8 @@ import torch
 import torchvision
 from samples import sample_cifar10, sample_mnist
 
-from quartet.data.augment import Augment
-from quartet.data.image_sets import SETS, TorchvisionData, TorchvisionSet
+from quartet.data.image.augment import Augment
+from quartet.data.image.sets import SETS, TorchvisionData, TorchvisionSet
 
 OFF = {"fill": "zero", "flip": False, "randaugment": 0, "colour": 0.0, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}
 COMMON = {"batch_size": 8, "split": [0.9, 0.1, 0.0], "split_seed": 0, "folds": None, "fold": None, "seed": 0}
@@ -16,7 +16,7 @@ COMMON = {"batch_size": 8, "split": [0.9, 0.1, 0.0], "split_seed": 0, "folds": N
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """Forty pictures in each of the six files; their MD5 sums are not the official ones."""
+    """Forty images in each of the six files; their MD5 sums are not the official ones."""
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: True)
     return sample_cifar10(tmp_path)
 
@@ -54,8 +54,8 @@ def test_cifar_10(cifar):
 def test_mnist_and_its_like(tmp_path, name, folder, first):
     data = ready(name, sample_mnist(tmp_path, folder))
     assert data.spec.sizes == {"in_channels": 1, "image_size": 28, "n_classes": 10} and data.spec.classes[0] == first
-    assert data.pictures("test", range(60))[:, 0, 0, 0].tolist() == list(range(100, 160))
-    values = [*data.pictures("train", range(54))[:, 0, 0, 0], *data.pictures("val", range(6))[:, 0, 0, 0]]
+    assert data.images("test", range(60))[:, 0, 0, 0].tolist() == list(range(100, 160))
+    values = [*data.images("train", range(54))[:, 0, 0, 0], *data.images("val", range(6))[:, 0, 0, 0]]
     assert sorted(values) == list(range(60))  # val is taken of the official training part
 
 
@@ -73,7 +73,7 @@ def test_without_a_path_the_cache_is_meant(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=rf"is not in the cache, {tmp_path / 'cache'}"):
         TorchvisionSet("mnist", None, False).load()
     sample_mnist(tmp_path / "cache", "MNIST")
-    assert len(TorchvisionSet("mnist", None, False).load()) == 120
+    assert len(TorchvisionSet("mnist", None, False).load().labels) == 120
 
 
 def test_a_damaged_set_is_refused(cifar, monkeypatch):
@@ -94,7 +94,7 @@ def test_a_download_happens_only_when_asked_and_only_if_needed(tmp_path, monkeyp
         TorchvisionSet("mnist", str(tmp_path), False).load()
     assert not fetched
     for _ in range(2):
-        assert len(TorchvisionSet("mnist", str(tmp_path), True).load()) == 120
+        assert len(TorchvisionSet("mnist", str(tmp_path), True).load().labels) == 120
     assert fetched == [str(tmp_path)] and f"fetching MNIST into {tmp_path}" in capsys.readouterr().out
 
 

@@ -1,0 +1,222 @@
+"""Folders of images: which files there are, and what their headers and contents say before they are decoded.
+
+Files are sorted by relative name. Damaged files raise nothing here: `run_in_threads` collects them all with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from quartet.data.base import is_left_behind, user_path
+from quartet.data.cache import FULL
+from quartet.data.splits import listed, part_named
+from quartet.say import say
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PROGRESS_INTERVAL = 5.0  # seconds between lines of progress
+CHUNK_SIZE = 64  # images that a thread processes at a time
+MAX_PNG_TEXT = 2**26  # bytes; PIL's own limit, a sixty-fourth of it, refuses images of drawing programs
+ValueRange = tuple[float, float]  # the values that are black and white
+
+
+class ImageFile(NamedTuple):
+    """`name` is relative to data.path, `label` the class folder, `part` the official one or None."""
+
+    name: str
+    path: str
+    label: str
+    part: str | None
+
+
+class ImageInfo(NamedTuple):
+    """What is known before decoding: SHA-256 of the file, (width, height), whether its format is grey.
+
+    `value_range`: its smallest and largest value if it has 16 or 32 bits.
+    """
+
+    digest: bytes
+    size: tuple[int, int]
+    grey: bool
+    value_range: ValueRange | None = None
+
+
+Problems = dict[ImageFile, str]  # why a file cannot be used
+
+
+def list_images(path: str) -> tuple[list[ImageFile], int]:
+    """The images below `path`, sorted by name, and how many other files there are.
+
+    Raises FileNotFoundError and ValueError for anything but a folder of class folders.
+    """
+    root, remedy = user_path(path), "give the folder that holds one folder of images for each class"
+    if not os.path.exists(root):
+        raise FileNotFoundError(f"data.path={path} does not exist; {remedy}")
+    if not os.path.isdir(root):
+        raise ValueError(f"data.path={path} is a file; {remedy}")
+    # 1. The class folders are in the root, or in folders of it that are named like parts of the data
+    names, _ = _list_folder(root)
+    parts = {name: part for name in names if (part := part_named(name))}
+    if parts and (len(parts) < len(names) or "train" not in parts.values() or len({*parts.values()}) < len(parts)):
+        raise ValueError(
+            f"data.path={path} has the folders {listed(names)}; {', '.join(parts)} mean parts of the data, so there must "
+            "be train, each part once, and nothing else; rename or move folders"
+        )
+    if len(names) == 1 and not parts:  # an unpacked archive often has its classes one folder deeper
+        inner, loose = _list_folder(os.path.join(root, names[0]))
+        if len(inner) > 1 and not any(name.lower().endswith(SUFFIXES) for name in loose):
+            raise ValueError(
+                f"data.path={path} has one folder, {names[0]}, which holds {listed(inner)}; "
+                f"did you mean data.path={os.path.join(path, names[0])}?"
+            )
+    # 2. The images of each class, at whatever depth in its folder
+    files: list[ImageFile] = []
+    n_all = 0
+    for folder, part in (parts or {"": None}).items():
+        shown = os.path.join(path, folder) if folder else path
+        labels, loose = _list_folder(os.path.join(root, folder))
+        if not labels:
+            raise ValueError(f"{shown} has no class folders; put the images of each class into a folder of their own")
+        n_all += len(loose)
+        for label in labels:
+            below = sorted(_walk(root, os.path.join(folder, label)))
+            images = [name for name in below if name.lower().endswith(SUFFIXES)]
+            if not images:
+                raise ValueError(
+                    f"{os.path.join(shown, label)} holds no images ({' '.join(SUFFIXES)}); add some or delete the folder"
+                )
+            n_all += len(below)
+            files += [ImageFile(as_text(n), os.path.join(root, n), as_text(label), part) for n in images]
+    return sorted(files), n_all - len(files)
+
+
+def as_text(name: str) -> str:
+    """A file name that is not UTF-8 with its bytes spelt out, as caf\\xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _list_folder(folder: str) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files in a folder, sorted, without those of file managers and storage systems."""
+    with os.scandir(folder) as entries:
+        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not is_left_behind(entry.name))
+    return [name for name, is_folder in visible if is_folder], [name for name, is_folder in visible if not is_folder]
+
+
+def _walk(root: str, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """The files anywhere below a folder, relative to `root`, with / on every system.
+
+    Links are followed, except back to a folder in `above`: os.walk would go round in circles.
+    """
+    here = os.path.realpath(os.path.join(root, folder))
+    if here not in above:
+        folders, files = _list_folder(here)
+        yield from (f"{folder}/{name}".replace(os.sep, "/") for name in files)
+        for name in folders:
+            yield from _walk(root, os.path.join(folder, name), (*above, here))
+
+
+def open_image(file: Any) -> Image.Image:
+    """The image in a file or path; a long text beside the pixels of a PNG is not a fault of the image."""
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_PNG_TEXT
+    return Image.open(file)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether it has grey values of 16 or 32 bits, or floating point."""
+    return image.mode[0] in "IF"
+
+
+def probe(path: str) -> ImageInfo:
+    """Raises an exception for anything but an image, and ValueError for a single pixel: blown up, it teaches nothing."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe might wait forever
+        raise ValueError("not a file")
+    with open(path, "rb") as file:
+        content = file.read()
+    if not content:
+        raise ValueError("0 bytes")
+    with open_image(io.BytesIO(content)) as image:
+        if image.size == (1, 1):
+            raise ValueError("1×1 pixel")
+        # grey by its format: 1, 8, 16 or 32 bits, or a palette that holds greys only
+        grey = image.mode[0] in "1LIF" and image.mode != "LAB"
+        if image.mode == "P":
+            palette = np.array(image.getpalette()).reshape(-1, 3)
+            grey = bool((palette == palette[:, :1]).all())
+        value_range = None
+        if is_deep(image):
+            values = np.asarray(image)
+            finite = values[np.isfinite(values)]
+            if not finite.size:
+                raise ValueError("none of its values is finite")
+            value_range = float(finite.min()), float(finite.max())
+        return ImageInfo(hashlib.sha256(content).digest(), image.size, grey, value_range)
+
+
+def probe_all(files: list[ImageFile]) -> tuple[dict[ImageFile, ImageInfo], Problems]:
+    """`probe` of the files that are readable, in their order, and the other files with the reason."""
+    infos: dict[ImageFile, ImageInfo] = {}
+
+    def work(file: ImageFile) -> None:
+        infos[file] = probe(file.path)
+
+    problems = run_in_threads(work, files, "probed")
+    return {file: infos[file] for file in files if file in infos}, problems
+
+
+def fingerprint(files: list[ImageFile], infos: dict[ImageFile, ImageInfo]) -> str:
+    """SHA-256 of the names and contents of the images, wherever they are."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0".encode("utf-8", errors="surrogateescape"))
+        digest.update(infos[file].digest if file in infos else b"unreadable")
+    return digest.hexdigest()
+
+
+def run_in_threads(work: Callable[[ImageFile], Any], files: Sequence[ImageFile], done: str) -> Problems:
+    """Call `work` with every file and print progress; returns the files that failed, with the reason, in order.
+
+    A missing permission, or a disk too full for what `work` writes, is not a fault of the image and is raised.
+    """
+    problems: Problems = {}
+
+    def attempt(chunk: Sequence[ImageFile]) -> int:
+        for file in chunk:
+            try:
+                work(file)
+            except (PermissionError, MemoryError):
+                raise
+            except UnidentifiedImageError:
+                problems[file] = "not an image"
+            except Image.DecompressionBombError:
+                problems[file] = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"
+            except Exception as error:  # PIL raises a dozen kinds on damaged files
+                if isinstance(error, OSError) and error.errno in FULL:
+                    raise
+                reason = error.strerror if isinstance(error, OSError) else None
+                problems[file] = " ".join((reason or str(error) or type(error).__name__).split())
+        return len(chunk)
+
+    # threads, because PIL releases the interpreter lock while it decodes
+    chunks = [files[i : i + CHUNK_SIZE] for i in range(0, len(files), CHUNK_SIZE)]
+    finished, printed = 0, time.monotonic()
+    with ThreadPoolExecutor(n_cores()) as pool:
+        for n in pool.map(attempt, chunks):
+            finished += n
+            if time.monotonic() - printed > PROGRESS_INTERVAL:
+                printed = time.monotonic()
+                say(f"{done} {finished:,} of {len(files):,} images")
+    return {file: problems[file] for file in files if file in problems}
+
+
+def n_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
