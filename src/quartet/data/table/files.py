@@ -174,7 +174,9 @@ class TableFile(Tabular):
                 f"the target {self.target!r} looks like a quantity ({len(distinct)} different numbers): add "
                 f"task=regression, or {option('data.kinds.categorical', self.target)} if they are classes"
             )
-        check_classes(labels(rows.cells[self.target]).tolist(), f"{self.path}: column {self.target!r}", where=rows.where)
+        check_classes(
+            labels(rows.cells[self.target]).tolist(), f"{self.path}: column {self.target!r}", where=rows.where
+        )
         return rows
 
     def _numbers(self, rows: Records, decimal: str) -> np.ndarray:
@@ -200,7 +202,7 @@ class TableFile(Tabular):
         return numbers
 
     def _split(self, rows: Records) -> dict[str, list[int]]:
-        classes = labels(rows.cells[self.target]) if self.target_kind == "class" else None
+        classes = labels(rows.cells[self.target]).tolist() if self.target_kind == "class" else None
         groups, given = None, rows.parts
         if self.group is not None:
             text = rows.cells[self.group]
@@ -209,14 +211,14 @@ class TableFile(Tabular):
                 raise ValueError(
                     f"data.group={self.group} is empty in {rows.where(empty)}; every row must belong to a group"
                 )
-            groups = labels(text)
+            groups = labels(text).tolist()
         if self.split_column is not None:
             given = parts_from_column(rows.cells[self.split_column].to_pylist(), str(self.path), where=rows.where)
         ids = self.split.assign(len(rows), labels=classes, groups=groups, given=given)
         if groups is not None:
             check_groups(groups, ids, str(self.path), where=rows.where)
         if classes is not None:
-            check_classes(classes.tolist(), str(self.path), parts=ids, where=rows.where)
+            check_classes(classes, str(self.path), parts=ids, where=rows.where)
         return ids
 
     # fitting and encoding
