@@ -166,7 +166,8 @@ def _rename_targets(node: Any) -> None:
         elif key == "_target_":
             target = str(node[key])
             module, _, name = target.rpartition(".")
-            node[key] = RENAMED.get(target, f"{RENAMED.get(module, module)}.{name}")
+            if target in RENAMED or module in RENAMED:
+                node[key] = RENAMED.get(target) or f"{RENAMED[module]}.{name}"
 
 
 # allow-list
