@@ -43,7 +43,7 @@ def cache_directory() -> Path:
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of the cache: `version` rises where its files are made otherwise; `room` says how much they take."""
+    """A folder of the cache: `version` rises when its files are made otherwise; `room` says how much they take."""
 
     folder: str
     version: int
@@ -58,11 +58,10 @@ class Cache:
         return f"{hashlib.sha256(json.dumps([self.version, *facts]).encode()).hexdigest()[:32]}.{kind}"
 
     def made(self, name: str, write: Callable[[BinaryIO], object], n_bytes: int = 0) -> Path:
-        """The file of this name, made by `write` where it is not there yet; whole or not at all.
+        """The file of this name, made by `write` if it is not there yet; needs `n_bytes` of free space.
 
         Two processes may both make it: each writes a file of its own, and the last to finish replaces the other's equal
-        one. Where less than `n_bytes` are free, it is not begun. One that was cut short, or that another user keeps from
-        being read, is made anew.
+        one. A file that was cut short, or that another user keeps from being read, is made anew.
         """
         target = self.path / name
         if not (target.is_file() and os.access(target, os.R_OK) and is_whole(target)):
@@ -73,22 +72,22 @@ class Cache:
 def is_whole(path: Path) -> bool:
     """Whether a file of the cache has the size that is noted beside it; one without a note has not."""
     try:
-        return path.stat().st_size == int(_note(path).read_text("ascii"))
+        return path.stat().st_size == int(path.with_name(f"{path.name}.size").read_text("ascii"))
     except (OSError, ValueError):
         return False
 
 
-def _note(path: Path) -> Path:
-    return path.with_name(f"{path.name}.size")
-
-
 def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str = "", n_bytes: int = 0) -> None:
-    """A file of the cache, whole or not at all; an OSError says what can be done about a cache that cannot be written."""
-    temporary = None
+    """A file of the cache, written atomically; an OSError says what the user can do about a cache that cannot be written."""
+    folder, temporary = target.parent, None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target.parent)
-        if shutil.disk_usage(target.parent).free < n_bytes:
+        folder.mkdir(parents=True, exist_ok=True)
+        # what killed processes left behind; a file that is being written is younger than a day
+        for path in folder.glob(".*.*"):
+            with suppress(OSError):
+                if LEFTOVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > DAY:
+                    path.unlink()
+        if shutil.disk_usage(folder).free < n_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         path = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
         with open(path, "xb") as file:  # with the permissions that the umask leaves: a cache may be a group's
@@ -98,36 +97,26 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str 
             os.fsync(file.fileno())
         size = path.stat().st_size
         os.replace(path, target)
-        temporary = _note(path)
+        # the size is noted last: a file without it is not whole
+        note = target.with_name(f"{target.name}.size")
+        temporary = note.with_name(f"{path.name}.size")
         temporary.write_text(f"{size}\n", encoding="ascii")
-        os.replace(temporary, _note(target))
+        os.replace(temporary, note)
     except BaseException as error:
         if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-        raise _explained(error, target.parent, room, begun=temporary is not None) from None
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """What killed processes left behind; a file that is being written is younger than a day."""
-    for path in folder.glob(".*.*"):
-        with suppress(OSError):
-            if LEFTOVER.fullmatch(path.name) and time.time() - path.stat().st_mtime > DAY:
-                path.unlink()
-
-
-def _explained(error: BaseException, folder: Path, room: str, *, begun: bool) -> BaseException:
-    """What the user can do about a cache that cannot be written; once it is begun, permissions are others' matter."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number in FULL:
-        needed = f" ({room})" if room else ""
-        return OSError(
-            f"the disk is full: no room in the cache {folder}{needed}; "
-            "free some, or point QUARTET_CACHE to a folder on another disk"
-        )
-    if number in UNWRITABLE and not begun:
-        return PermissionError(f"the cache {folder} cannot be written; point QUARTET_CACHE to a folder of yours")
-    return error
+            temporary.unlink(missing_ok=True)
+        number = error.errno if isinstance(error, OSError) else None
+        if number in FULL:
+            needed = f" ({room})" if room else ""
+            raise OSError(
+                f"the disk is full: no room in the cache {folder}{needed}; free some, or point QUARTET_CACHE to a folder "
+                "on another disk"
+            ) from None
+        if number in UNWRITABLE and temporary is None:  # once it is begun, permissions are about other files
+            raise PermissionError(
+                f"the cache {folder} cannot be written; point QUARTET_CACHE to a folder of yours"
+            ) from None
+        raise
 
 
 class Mapped:

@@ -86,9 +86,6 @@ class Records:
             self, cells=self.cells.take(places), numbers=self.numbers[places], files=self.files[places], parts=parts
         )
 
-    def with_cells(self, cells: pa.Table) -> Records:
-        return replace(self, cells=cells)
-
     def where(self, places: Sequence[int] | np.ndarray) -> str:
         """Some rows, in words; the file of the first one if there are several files."""
         name = f"{self.files[places[0]]}, " if self.parts is not None else ""
@@ -118,13 +115,14 @@ def read_records(path: str | None, how: Format) -> Records:
         raise ValueError("data.path is missing: the file to learn from, as in data.path=table.csv")
     if how.separator is not None and how.separator not in ("tab", "\\t") and len(how.separator) != 1:
         raise ValueError(f"{path}: data.separator must be one character, or tab, not {how.separator!r}")
+    # 1. read each file
     files = find_files(path)
     found, digest = [], hashlib.sha256()
     for part, place in files.items():
-        content = _read_bytes(place)
+        content = read_bytes(place)
         digest.update(content)
         try:
-            records = _read_file(place, content, how)
+            records = read_file(place, content, how)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         how = replace(how, header=records.header)  # a header of train is that of all files
@@ -132,6 +130,7 @@ def read_records(path: str | None, how: Format) -> Records:
         found.append(
             replace(records, parts=parts, files=np.array([os.path.basename(place)] * len(records), dtype=object))
         )
+    # 2. tell what the user should know, and join the files by the columns of the first
     first = found[0]
     for records in found:
         absent = {*first.columns} - {*records.columns}
@@ -182,7 +181,7 @@ def find_files(path: str) -> dict[str | None, str]:
     )
 
 
-def _read_bytes(path: str) -> bytes:
+def read_bytes(path: str) -> bytes:
     place = user_path(path)
     try:
         if not stat.S_ISREG(os.stat(place).st_mode):  # a pipe or a device may never end
@@ -199,20 +198,20 @@ def _read_bytes(path: str) -> bytes:
         raise PermissionError(f"no permission to read {path}; ask its owner, or allow it: chmod +r '{path}'") from None
 
 
-def _read_file(path: str, content: bytes, how: Format) -> Records:
+def read_file(path: str, content: bytes, how: Format) -> Records:
     """The records of one file, without blank rows and without blank columns that have no name."""
     if not content.strip():
         raise ValueError("the file is empty; it needs a line of column names and a row for each example")
     header, separator, notes = True, ",", []
     if content[:4] == b"PAR1":
-        table = _read_parquet(content)
+        table = read_parquet(content)
     else:
-        text = _decode(content, how.encoding, notes)
+        text = decode(content, how.encoding, notes)
         first = text.lstrip().partition("\n")[0]
         if path.lower().endswith((".jsonl", ".ndjson")) or re.match(r"\{.*\}\s*$", first):
-            table = _read_json_lines(text)
+            table = read_json_lines(text)
         else:
-            table, header, separator = _read_csv(path, text, how, notes)
+            table, header, separator = read_csv(path, text, how, notes)
     # 1. text; blank cells are missing
     texts = [column.cast(pa.string()) for column in table.columns]
     columns = [pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), None, text) for text in texts]
@@ -238,7 +237,7 @@ def _read_file(path: str, content: bytes, how: Format) -> Records:
     return Records(path, cells, numbers + 1, np.empty(0), None, header, separator, notes=notes)
 
 
-def _read_parquet(content: bytes) -> pa.Table:
+def read_parquet(content: bytes) -> pa.Table:
     try:
         table = parquet.read_table(pa.BufferReader(content))
     except (pa.ArrowMemoryError, MemoryError):
@@ -252,7 +251,7 @@ def _read_parquet(content: bytes) -> pa.Table:
     return table
 
 
-def _read_json_lines(text: str) -> pa.Table:
+def read_json_lines(text: str) -> pa.Table:
     """One JSON object a line; a key that a line lacks, null and NaN are missing."""
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -278,7 +277,7 @@ def _read_json_lines(text: str) -> pa.Table:
 # CSV
 
 
-def _decode(content: bytes, encoding: str | None, notes: list[str]) -> str:
+def decode(content: bytes, encoding: str | None, notes: list[str]) -> str:
     encoding = None if encoding == "auto" else encoding
     wide = re.sub(r"[^a-z0-9]", "", (encoding or "utf-8").lower()).startswith(("utf16", "utf32"))
     if b"\0" in content[:HEAD] and not wide:
@@ -300,7 +299,7 @@ def _decode(content: bytes, encoding: str | None, notes: list[str]) -> str:
         ) from None
 
 
-def _read_csv(path: str, text: str, how: Format, notes: list[str]) -> tuple[pa.Table, bool, str]:
+def read_csv(path: str, text: str, how: Format, notes: list[str]) -> tuple[pa.Table, bool, str]:
     """The table, whether it has a header, and the separator."""
     separator = {"tab": "\t", "\\t": "\t"}.get(how.separator or "", how.separator)
     # 1. above the header: `sep=;`, as spreadsheets write it, blank lines and comments
@@ -336,7 +335,7 @@ def _read_csv(path: str, text: str, how: Format, notes: list[str]) -> tuple[pa.T
     rows = _first_rows(text, separator, how) or [[""]]
     header = how.header
     if header is None:
-        header = _is_header(rows, how)
+        header = is_header(rows, how)
         if not header:
             notes.append(
                 f"no names of columns in the first line ({listed(cell[:40] for cell in rows[0])}), so they are called 0 "
@@ -360,7 +359,7 @@ def _read_csv(path: str, text: str, how: Format, notes: list[str]) -> tuple[pa.T
     except pa.ArrowMemoryError:
         raise ValueError("does not fit into memory; use fewer rows or columns") from None
     except pa.ArrowInvalid as error:
-        raise ValueError(_wrong_line(text, separator, how) or f"not CSV: {str(error).splitlines()[0]}") from None
+        raise ValueError(find_wrong_line(text, separator, how) or f"not CSV: {str(error).splitlines()[0]}") from None
     return table.rename_columns(names), header, separator
 
 
@@ -381,7 +380,7 @@ def _first_rows(text: str, separator: str, how: Format, most: int = N_FIRST) -> 
     return rows
 
 
-def _is_header(rows: list[list[str]], how: Format) -> bool:
+def is_header(rows: list[list[str]], how: Format) -> bool:
     """Whether the first row holds names: one that the user typed, a usual one, or none that stands below it again.
 
     A number above numbers is a value, except if all are names such as 0, 1, 2 or years.
@@ -408,7 +407,7 @@ def _is_number(cell: str) -> bool:
     return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", cell, re.IGNORECASE | re.ASCII) is not None
 
 
-def _wrong_line(text: str, separator: str, how: Format) -> str | None:
+def find_wrong_line(text: str, separator: str, how: Format) -> str | None:
     """Which line has too many or too few values, if any."""
     reader = csv.reader(io.StringIO(text, newline=""), **_dialect(separator, how), strict=True)
     try:

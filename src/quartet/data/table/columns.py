@@ -275,9 +275,10 @@ def read_column(column: Column, text: Text, decimal: str, where: Where) -> dict[
         return {column.name: labels(text)}
     text = without(text)
     if column.kind == "boolean":
-        yes, no = (np.asarray(pc.is_in(pc.utf8_lower(text), pa.array(words))) for words in (TRUE, FALSE))
-        refuse(~yes & ~no & np.asarray(text.is_valid()), "true or false")
-        return {column.name: np.where(yes, "true", np.where(no, "false", None)).astype(object)}
+        yes, no = (pc.is_in(pc.utf8_lower(text), pa.array(words)) for words in (TRUE, FALSE))
+        refuse(np.asarray(text.is_valid()) & ~np.asarray(pc.or_(yes, no)), "true or false")
+        words = pc.if_else(yes, "true", pc.if_else(no, "false", pa.scalar(None, pa.string())))
+        return {column.name: words.to_numpy(zero_copy_only=False)}
     if column.kind == "date":
         seconds, strange = read_dates(text, column.format)
         other = other_order(column.format)

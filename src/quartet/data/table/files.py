@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,12 +106,27 @@ class TableFile(Tabular):
         rows = read_records(self.path, self.format)
         self._separator = rows.separator
         with _naming(self.path):
-            self._check_names(rows)
-            names = rows.columns
-            cells = pa.table([as_text(rows.cells[name], self.missing) for name in names], names=names)
-            rows = self._with_target(rows.with_cells(cells))
+            # 1. the columns that the settings name
+            if self.target is None:
+                raise ValueError(f"say which column to predict: data.target=<one of {listed(rows.columns, most=30)}>")
+            special = {"data.target": self.target, "data.split_column": self.split_column, "data.group": self.group}
+            for key, name in (*special.items(), *(("data.kinds", name) for name in self.kinds)):
+                if name is not None:
+                    rows.column(name, key)
+            if self.split_column is not None and rows.parts is not None:
+                raise ValueError(f"it has a file for each part; leave out data.split_column={self.split_column}")
+            for name in special.values():
+                kind = self.kinds.get(str(name))
+                if kind is not None and (name, kind) != (self.target, "categorical"):
+                    raise ValueError(
+                        f"data.kinds.{kind} names {name!r}, which is not an input: data.kinds is for inputs, "
+                        "or data.kinds.categorical for a target of numbers that are classes"
+                    )
+            # 2. cells without the words for "no value", rows with a target
+            cells = pa.table({name: as_text(rows.cells[name], self.missing) for name in rows.columns})
+            rows = self._with_target(replace(rows, cells=cells))
+            # 3. the first of the rows that are equal in the target and all inputs
             if self.drop_duplicates:
-                # the first of the rows that are equal in the target and all inputs
                 used = [column.name for column in self._columns(rows)[0] if column.kind != "ignore"]
                 first = ~rows.cells.select([*used, self.target]).to_pandas().duplicated().to_numpy()
                 self._notes["rows that repeat another one were left out"] = int((~first).sum())
@@ -118,23 +134,6 @@ class TableFile(Tabular):
             self.ids = self._split(rows)
         self._parts = {part: rows.take(ids) for part, ids in self.ids.items()}
         return self._parts, rows.fingerprint
-
-    def _check_names(self, rows: Records) -> None:
-        if self.target is None:
-            raise ValueError(f"say which column to predict: data.target=<one of {listed(rows.columns, most=30)}>")
-        special = {"data.target": self.target, "data.split_column": self.split_column, "data.group": self.group}
-        for key, name in (*special.items(), *(("data.kinds", name) for name in self.kinds)):
-            if name is not None:
-                rows.column(name, key)
-        if self.split_column is not None and rows.parts is not None:
-            raise ValueError(f"it has a file for each part; leave out data.split_column={self.split_column}")
-        for name in special.values():
-            kind = self.kinds.get(str(name))
-            if kind is not None and (name, kind) != (self.target, "categorical"):
-                raise ValueError(
-                    f"data.kinds.{kind} names {name!r}, which is not an input: data.kinds is for inputs, "
-                    "or data.kinds.categorical for a target of numbers that are classes"
-                )
 
     def _with_target(self, rows: Records) -> Records:
         """The rows that have a target, checked: classes that are not a quantity, or numbers."""
@@ -202,7 +201,7 @@ class TableFile(Tabular):
         return numbers
 
     def _split(self, rows: Records) -> dict[str, list[int]]:
-        classes = labels(rows.cells[self.target]) if self.target_kind == "class" else None
+        classes = labels(rows.cells[self.target]).tolist() if self.target_kind == "class" else None
         groups, given = None, rows.parts
         if self.group is not None:
             text = rows.cells[self.group]
@@ -211,20 +210,21 @@ class TableFile(Tabular):
                 raise ValueError(
                     f"data.group={self.group} is empty in {rows.where(empty)}; every row must belong to a group"
                 )
-            groups = labels(text)
+            groups = labels(text).tolist()
         if self.split_column is not None:
             given = parts_from_column(rows.cells[self.split_column].to_pylist(), str(self.path), where=rows.where)
         ids = self.split.assign(len(rows), labels=classes, groups=groups, given=given)
         if groups is not None:
             check_groups(groups, ids, str(self.path), where=rows.where)
         if classes is not None:
-            check_classes(classes.tolist(), str(self.path), parts=ids, where=rows.where)
+            check_classes(classes, str(self.path), parts=ids, where=rows.where)
         return ids
 
     # fitting and encoding
 
     def fit(self, train: Records) -> dict[str, Any]:
         with _naming(self.path):
+            # 1. kinds of the columns, names of the classes, scaling
             self.schema = self._find_schema(train)
             classes: tuple[str, ...] = ()
             if self.target_kind == "class":  # in the order of the numbers if all are numbers, else of the alphabet
@@ -233,7 +233,7 @@ class TableFile(Tabular):
                 classes = tuple((names if strange.any() else names[np.argsort(numbers, kind="stable")]).tolist())
             table = self._table(train, classes)
             fitted = super().fit(table)
-        # rows that are like another one in what the network sees and predicts stay, for they may be true
+        # 2. rows that are like another one in what the network sees and predicts stay, for they may be true
         told = [column.name for column in self._used()] + [str(self.target)]
         frame = pa.concat_tables([rows.cells.select(told) for rows in self._parts.values()]).to_pandas()
         keys = frame.groupby(told, dropna=False, sort=False).ngroup().to_numpy()
@@ -246,7 +246,7 @@ class TableFile(Tabular):
                 f"note: {self.path}: {n_shared} of {len(self._parts['test'])} test rows are also in train, which makes "
                 "test metrics better than they are on new rows; data.drop_duplicates=true keeps one of each"
             )
-        # columns that say the target in other words: known too late, or an identifier
+        # 3. columns that say the target in other words: known too late, or an identifier
         target = np.array(classes, dtype=object)[table.target] if classes else table.target
         for column in self._used():
             names = [f"{column.name}.{feature}" for feature in column.features] or [column.name]

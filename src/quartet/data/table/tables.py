@@ -193,12 +193,13 @@ class Tabular(DataModule):
         self._check_columns(examples)
         numeric: dict[str, Any] = {}
         for name in (fitted["column"] for fitted in self.numeric):
-            values = [None if row[name] == "" else row[name] for row in examples]
-            try:
-                numeric[name] = np.array([math.nan if value is None else float(value) for value in values])
-            except (TypeError, ValueError):
-                wrong = next(value for value in values if pd.isna(pd.to_numeric(value, errors="coerce")) and value)
-                raise ValueError(f"column {name!r} must be a number, not {wrong!r}") from None
+            values = [math.nan if row[name] in (None, "") else row[name] for row in examples]
+            numbers: Any = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")
+            numeric[name] = np.asarray(numbers, dtype=float)
+            pairs = zip(values, numbers, strict=True)
+            wrong = [x for x, number in pairs if pd.isna(number) and str(x).strip().lower() != "nan"]
+            if wrong:
+                raise ValueError(f"column {name!r} must be a number, not {wrong[0]!r}")
         categorical = {x["column"]: [category(row[x["column"]]) for row in examples] for x in self.categorical}
         return self._inputs(numeric, categorical, len(examples))
 
@@ -223,7 +224,7 @@ class Tabular(DataModule):
         targets: dict[str, Tensor] = {part: datasets[part].target.cpu() for part in SPLITS}  # type: ignore[attr-defined]
         report: dict[str, Any] = {"parts": {part: {"samples": len(ids)} for part, ids in self.ids.items()}}
         if n := len(spec.classes):
-            counts = {part: torch.bincount(x, minlength=n).tolist() for part, x in targets.items()}
+            counts: Any = {part: torch.bincount(x, minlength=n).tolist() for part, x in targets.items()}
             report["classes"] = class_table(spec.classes, counts)
         else:
             numbers = {part: x * spec.target_std + spec.target_mean for part, x in targets.items()}

@@ -61,6 +61,7 @@ class TextClassificationData(TextData):
         self._examples: dict[str, str] = {}
 
     def read(self) -> tuple[dict[str, list[LabelledText]], str]:
+        # 1. the texts, each once
         every = self.source.rows()
         check_classes(
             [row.label for row in every], self.described, where=lambda places: listed(every[i].where for i in places)
@@ -68,6 +69,7 @@ class TextClassificationData(TextData):
         rows, self._notes = unique_texts(every)
         for note in self._notes:
             say(f"note: {note}")
+        # 2. the parts
         labels, groups, given = ([getattr(row, name) for row in rows] for name in ("label", "group", "part"))
         grouped = any(group is not None for group in groups)
         places = self.split.assign(
@@ -243,7 +245,7 @@ class LabelledFiles:
                 strict=True,
             )
         ]
-        return _with_equal_numbers_joined(rows)
+        return join_equal_numbers(rows)
 
     def _find_columns(self, records: Records, wanted: dict[str, str | int | None]) -> dict[str, str]:
         if len(records.columns) < 2:
@@ -279,7 +281,7 @@ class LabelledFiles:
         return {key: found[key] for key in wanted if key in found}
 
 
-def _with_equal_numbers_joined(rows: list[LabelledText]) -> list[LabelledText]:
+def join_equal_numbers(rows: list[LabelledText]) -> list[LabelledText]:
     """If every label is a number, equal numbers get the same name: 1, 1.0 and 01 are "1"."""
     labels = sorted({row.label for row in rows})
     if not all(NUMBER.fullmatch(label) for label in labels):
