@@ -78,18 +78,25 @@ class DataModule(LightningDataModule):
             return
         parts, fingerprint = self.read()
         if self._preprocessing is None:
-            self._adopt({**self.fit(parts["train"]), "fingerprint": fingerprint})
+            self.restore({**self.fit(parts["train"]), "fingerprint": fingerprint})
         elif self._preprocessing["fingerprint"] != fingerprint:
-            raise ValueError("the data have changed since the run was trained; bring back the old data or train again")
+            raise ValueError("the data have changed since the run was trained; restore the old data or train again")
         _refuse_twins(self.spec.classes or ())
         datasets = {part: self.encode_split(parts[part]) for part in SPLITS}
-        self._check_sizes({part: len(dataset) for part, dataset in datasets.items()})
+        n_train = len(datasets["train"])
+        if self.batch_size > n_train:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is more than the {n_train} training samples; "
+                f"use data.batch_size={n_train} or less"
+            )
+        empty = [part for part, dataset in datasets.items() if len(dataset) == 0]
+        if empty:
+            raise ValueError(
+                f"nothing is left for {' and '.join(empty)}; change data.split={self.split.shares} or bring more data"
+            )
         self.datasets = datasets
 
     def restore(self, preprocessing: dict[str, Any]) -> None:
-        self._adopt(preprocessing)
-
-    def _adopt(self, preprocessing: dict[str, Any]) -> None:
         self._preprocessing = preprocessing
         self.use(preprocessing)
 
@@ -100,18 +107,6 @@ class DataModule(LightningDataModule):
     @property
     def spec(self) -> Spec:
         return Spec.from_json(self.preprocessing()["spec"])
-
-    def _check_sizes(self, sizes: dict[str, int]) -> None:
-        if self.batch_size > sizes["train"]:
-            raise ValueError(
-                f"data.batch_size={self.batch_size} is more than the {sizes['train']} training samples; "
-                f"take data.batch_size={sizes['train']} or less"
-            )
-        empty = [part for part, n in sizes.items() if n == 0]
-        if empty:
-            raise ValueError(
-                f"nothing is left for {' and '.join(empty)}; change data.split={self.split.shares} or bring more data"
-            )
 
     # loaders
     def train_dataloader(self) -> MemoryLoader:

@@ -9,6 +9,7 @@ Letters: N images, B batch, C channels (1 grey, 3 RGB), H, W height and width of
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -76,10 +77,6 @@ def to_uint8(image: Any, channels: int, size: int, value_range: ValueRange | Non
     return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
 
 
-def find_undecodable(files: list[ImageFile]) -> Problems:
-    return run_in_threads(lambda file: to_uint8(file.path, 1, 8, (0, 1)), files, "checked")  # small: costs least
-
-
 def moments(images: np.ndarray) -> np.ndarray:
     """(N, C, S, S) uint8 -> (N, C, 2): the sum of the values of each channel and of their squares."""
     values = images.astype(np.int64)
@@ -95,81 +92,64 @@ class ImageFormat:
     value_range: ValueRange | None = None
 
     @property
-    def n_bytes(self) -> int:
-        return self.channels * self.size**2
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size, self.size
 
-    def read(self, image: Any) -> np.ndarray:
-        return to_uint8(image, self.channels, self.size, self.value_range)
+    def read(self, images: Sequence[Any]) -> np.ndarray:
+        """Images as `to_uint8` accepts them -> (B, C, S, S)."""
+        decoded = np.empty((len(images), *self.shape), dtype=np.uint8)
+        for i, image in enumerate(images):
+            decoded[i] = to_uint8(image, self.channels, self.size, self.value_range)
+        return decoded
 
-    def empty(self, n: int) -> np.ndarray:
-        return np.empty((n, self.channels, self.size, self.size), dtype=np.uint8)
 
+class ImageStore:
+    """`images` (N, C, S, S) in memory, or in a file of the cache that is `mapped`; without them, `paths` to decode."""
 
-class MemoryStore:
-    """Images in one tensor (N, C, S, S), which moves to the device that trains."""
-
-    def __init__(self, images: Tensor):
-        self.images, self.format = images, ImageFormat(images.shape[1], images.shape[3])
+    def __init__(
+        self,
+        format: ImageFormat,
+        images: Tensor | None = None,
+        *,
+        mapped: Mapped | None = None,
+        paths: Sequence[str] = (),
+    ):
+        self.format, self.images, self.mapped, self.paths = format, images, mapped, paths
 
     def read(self, rows: Tensor) -> Tensor:
+        """(B,) -> (B, C, S, S) uint8."""
+        if self.images is None:
+            return torch.from_numpy(self.format.read([self.paths[row] for row in rows.tolist()]))
+        if self.mapped is not None:
+            self.mapped.count(len(rows) * math.prod(self.format.shape))
         return self.images.index_select(0, rows)
 
     def to(self, device: torch.device) -> torch.device:
+        """Move what is in memory to the device that trains; of the rest, Lightning moves the batches."""
+        if self.images is None or self.mapped is not None:
+            return torch.device("cpu")
         self.images = self.images.to(device)
         return device
-
-
-class LazyStore:
-    """Files that are decoded when a batch asks for them. It stays where it is: Lightning moves the batches."""
-
-    def __init__(self, paths: list[str], format: ImageFormat):
-        self.paths, self.format = paths, format
-
-    def read(self, rows: Tensor) -> Tensor:
-        images = self.format.empty(len(rows))
-        for i, row in enumerate(rows.tolist()):
-            images[i] = self.format.read(self.paths[row])
-        return torch.from_numpy(images)
-
-    def to(self, device: torch.device) -> torch.device:
-        return torch.device("cpu")
-
-
-class MappedStore(LazyStore):
-    """Images of a mapped file of the cache, which begins with them."""
-
-    def __init__(self, mapped: Mapped, n: int, format: ImageFormat):
-        super().__init__([], format)
-        images = mapped.tensor(torch.uint8, n * format.n_bytes)
-        self.mapped, self.images = mapped, images.view(n, format.channels, format.size, format.size)
-
-    def read(self, rows: Tensor) -> Tensor:
-        images = self.images.index_select(0, rows)
-        self.mapped.count(images.nbytes)
-        return images
-
-
-Store = MemoryStore | LazyStore
 
 
 class Decoded(NamedTuple):
     """`moments` (N, C, 2): sums of the values of each image and of their squares; a row of `problems` has no image."""
 
-    store: Store
+    store: ImageStore
     moments: np.ndarray
     problems: Problems
 
 
 def decode_to_memory(files: list[ImageFile], format: ImageFormat) -> Decoded:
-    images = format.empty(len(files))
+    images = np.empty((len(files), *format.shape), dtype=np.uint8)
     sums, problems = _decode(files, format, images.__setitem__, "decoded")
-    return Decoded(MemoryStore(torch.from_numpy(images)), sums, problems)
+    return Decoded(ImageStore(format, torch.from_numpy(images)), sums, problems)
 
 
 def decode_lazily(files: list[ImageFile], format: ImageFormat) -> Decoded:
     """Each file is decoded once for the moments, and to be sure that it can be decoded."""
     sums, problems = _decode(files, format, lambda i, image: None, "checked")
-    return Decoded(LazyStore([file.path for file in files], format), sums, problems)
+    return Decoded(ImageStore(format, paths=[file.path for file in files]), sums, problems)
 
 
 def decode_to_memmap(
@@ -179,7 +159,8 @@ def decode_to_memmap(
 
     The file holds the images, (N, C, S, S), their moments as npy, and [row, reason] of the undecodable ones as JSON.
     """
-    n_bytes = len(files) * format.n_bytes
+    image_bytes = math.prod(format.shape)
+    n_bytes = len(files) * image_bytes
 
     def write(file: BinaryIO) -> None:
         say(f"first use of {path}: decoding it into {CACHE.path}, {n_bytes / 1e9:,.2f} GB, once")
@@ -187,7 +168,7 @@ def decode_to_memmap(
 
         def keep(i: int, image: np.ndarray) -> None:
             with lock:  # written, not mapped: a full disk is an error here, and would be a SIGBUS in a map
-                file.seek(i * format.n_bytes)
+                file.seek(i * image_bytes)
                 file.write(image.tobytes())
 
         sums, problems = _decode(files, format, keep, "decoded")
@@ -201,7 +182,9 @@ def decode_to_memmap(
     with open(cached, "rb") as file:
         file.seek(n_bytes)
         sums, problems = np.load(file), {files[i]: reason for i, reason in json.load(file)}
-    return Decoded(MappedStore(Mapped(cached, FORGET_AFTER), len(files), format), sums, problems)
+    mapped = Mapped(cached, FORGET_AFTER)
+    images = mapped.tensor(torch.uint8, n_bytes).view(-1, *format.shape)
+    return Decoded(ImageStore(format, images, mapped=mapped), sums, problems)
 
 
 def _decode(
@@ -212,9 +195,9 @@ def _decode(
     rows = {file: i for i, file in enumerate(files)}
 
     def work(file: ImageFile) -> None:
-        image = format.read(file.path)
-        sums[rows[file]] = moments(image[None])[0]
-        keep(rows[file], image)
+        image = format.read([file.path])
+        sums[rows[file]] = moments(image)[0]
+        keep(rows[file], image[0])
 
     return sums, run_in_threads(work, files, done)
 
@@ -226,7 +209,7 @@ class ImageDataset:
     """
 
     def __init__(
-        self, store: Store, rows: Sequence[int], labels: np.ndarray, moments: np.ndarray, classes: tuple[str, ...]
+        self, store: ImageStore, rows: Sequence[int], labels: np.ndarray, moments: np.ndarray, classes: tuple[str, ...]
     ):
         chosen = np.array(rows, dtype=np.int64)
         self.store, self.classes, self.moments = store, classes, moments[chosen].sum(0)

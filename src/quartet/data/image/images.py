@@ -24,8 +24,17 @@ from quartet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
 from quartet.data.base import DataModule
 from quartet.data.image import decode
 from quartet.data.image.augment import Augment
-from quartet.data.image.decode import Decoded, ImageDataset, ImageFormat, LazyStore, MappedStore, MemoryStore
-from quartet.data.image.folders import ImageInfo, Problems, ValueRange, fingerprint, list_images, n_cores, probe_all
+from quartet.data.image.decode import Decoded, ImageDataset, ImageFormat, ImageStore, to_uint8
+from quartet.data.image.folders import (
+    ImageInfo,
+    Problems,
+    ValueRange,
+    fingerprint,
+    list_images,
+    n_cores,
+    probe_all,
+    run_in_threads,
+)
 from quartet.data.memory import MemoryLoader, Order
 from quartet.data.report import class_table
 from quartet.data.spec import Spec
@@ -145,10 +154,7 @@ class ImageDataModule(DataModule):
         """Images of any size, as `to_uint8` accepts them -> {"image": (B, C, S, S) normalised}."""
         sizes = self.spec.sizes
         format = ImageFormat(sizes["in_channels"], sizes["image_size"], self.value_range)
-        images = format.empty(len(examples))
-        for i, image in enumerate(examples):
-            images[i] = format.read(image)
-        return {"image": self.normalise(torch.from_numpy(images))}
+        return {"image": self.normalise(torch.from_numpy(format.read(examples)))}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         images = batch["inputs"]["image"]  # (B, C, S, S) uint8
@@ -192,24 +198,17 @@ class ImageData(ImageDataModule):
     def read(self) -> tuple[dict[str, ImageDataset], str]:
         images = self.source.load()
         self.ids = self.split.assign(len(images.labels), labels=images.labels, given=images.given)
-        decoded = Decoded(MemoryStore(torch.from_numpy(images.images)), images.moments(), {})
+        format = ImageFormat(*images.images.shape[1:3])
+        decoded = Decoded(ImageStore(format, torch.from_numpy(images.images)), images.moments(), {})
         return self._make_parts(decoded, self.ids, images.labels, images.classes), images.fingerprint()
 
 
 class FolderData(ImageDataModule):
     """Images in one folder for each class; folders above them that are named like parts (see `PART_NAMES`) are kept.
 
-    - `image_size`: side in pixels; None takes the side that all training images share, if they are squares of at most
-      `LARGEST_FOUND`, else `USUAL_SIZE`
-    - `channels`: "auto" is 1 if all training images are grey by their format
-    - `memory_gb`, `disk_gb`: most that the decoded images may take in memory, and else in the cache, in 10⁹ bytes
-    - `num_workers`: that decode what fits in neither; 0: the training process itself, None: one less than there are cores
-    - `on_corrupt`: "error" names the images that cannot be read or are a single pixel, "skip" leaves them out
-    - `on_overlap`: "error" names images that are in two parts or in two classes; "drop" leaves out the copy in train
-      (of val and test: in val), and all copies if the classes differ
-
-    An image that is in train (or in a tree that is to be split) more than once counts once. The size, the channels, and
-    black and white of images of 16 or 32 bits are found in the training part alone.
+    An image that is in train (or in a tree that is to be split) more than once counts once. With `on_overlap` "drop", of
+    copies in two parts the one in test stays, else the one in val; of copies in two classes none does. The size, the
+    channels, and black and white of images of 16 or 32 bits are found in the training part alone.
     """
 
     def __init__(
@@ -255,7 +254,8 @@ class FolderData(ImageDataModule):
         files, n_ignored = list_images(self.path)
         infos, failed = probe_all(files)
         if failed and self.on_corrupt == "error":
-            failed |= decode.find_undecodable([*infos])
+            small = partial(to_uint8, channels=1, size=8, value_range=(0, 1))  # costs least
+            failed |= run_in_threads(lambda file: small(file.path), [*infos], "checked")
         self._refuse(failed)
         # 2. Copies of images in another part or class would spoil the evaluation
         readable = [*infos]
@@ -285,7 +285,7 @@ class FolderData(ImageDataModule):
         check_classes(labels, source, parts=ids, where=names_of)
         # 4. Decode; what fails only now is refused, or left out if each class still trains
         format = self._choose_format([infos[kept[i]] for i in ids["train"]])
-        gigabytes, over = len(kept) * format.n_bytes / 1e9, f"more than data.memory_gb={self.memory_gb}"
+        gigabytes, over = len(kept) * math.prod(format.shape) / 1e9, f"more than data.memory_gb={self.memory_gb}"
         places: list[str] = []
         if gigabytes <= self.memory_gb:
             decoded = decode.decode_to_memory(kept, format)
@@ -359,7 +359,7 @@ class FolderData(ImageDataModule):
         loader = super()._loader(part, order, drop_last=drop_last)
         dataset = loader.dataset
         assert isinstance(dataset, ImageDataset)
-        if isinstance(dataset.store, LazyStore) and not isinstance(dataset.store, MappedStore):
+        if dataset.store.images is None:
             n_workers = max(1, n_cores() // self.world - 1) if self.num_workers is None else self.num_workers
             loader.batches = partial(dataset.batches, n_workers)
         return loader
