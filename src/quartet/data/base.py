@@ -76,7 +76,14 @@ class DataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.datasets:
             return
-        parts, fingerprint = self.read()
+        try:
+            parts, fingerprint = self.read()
+        except PermissionError as error:
+            if error.filename is None:  # explained already
+                raise
+            raise PermissionError(
+                f"no permission to read {error.filename}; allow it (chmod -R u+rX) or take it out of the data"
+            ) from None
         if self._preprocessing is None:
             self.restore({**self.fit(parts["train"]), "fingerprint": fingerprint})
         elif self._preprocessing["fingerprint"] != fingerprint:

@@ -411,7 +411,7 @@ def test_no_permission(photos, monkeypatch, what):
     monkeypatch.setattr(os, "scandir", guarded(os.scandir))
     monkeypatch.setattr("builtins.open", guarded(open))
     message = refused(photos, PermissionError, on_corrupt="skip")
-    assert message.startswith(f"no permission to read {hidden} in data.path=") and "chmod -R u+rX" in message
+    assert message.startswith(f"no permission to read {hidden};") and "chmod -R u+rX" in message
 
 
 @pytest.mark.parametrize(

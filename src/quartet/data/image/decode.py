@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from quartet.data.cache import Cache, Mapped
-from quartet.data.image.folders import ImageFile, Problems, ValueRange, is_deep, open_image, run_in_threads
+from quartet.data.image.folders import ImageFile, Problems, ValueRange, run_in_threads
 from quartet.data.memory import Batch
 from quartet.say import say
 
@@ -42,7 +42,7 @@ def to_uint8(image: Any, channels: int, size: int, value_range: ValueRange | Non
     """
     # 1. Any input to a PIL image
     if isinstance(image, str | os.PathLike):
-        with open_image(image) as file:
+        with Image.open(image) as file:
             file.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]  # a large JPEG is decoded at 1/2, 1/4, …
             return to_uint8(file, channels, size, value_range)
     if not isinstance(image, Image.Image):
@@ -56,7 +56,7 @@ def to_uint8(image: Any, channels: int, size: int, value_range: ValueRange | Non
     except Exception:
         image.load()
     # 3. Eight bits: the range of 16 bits is a convention, others come from the training images
-    if is_deep(image):
+    if image.mode[0] in "IF":  # 16 or 32 bits, or floating point
         values = np.asarray(image)
         if value_range is not None:
             low, high = value_range
@@ -103,18 +103,18 @@ class ImageFormat:
         return decoded
 
 
+@dataclass
 class ImageStore:
-    """`images` (N, C, S, S) in memory, or in a file of the cache that is `mapped`; without them, `paths` to decode."""
+    """`images` (N, C, S, S) in memory, or in a file of the cache that is `mapped`; without them, `paths` to decode.
 
-    def __init__(
-        self,
-        format: ImageFormat,
-        images: Tensor | None = None,
-        *,
-        mapped: Mapped | None = None,
-        paths: Sequence[str] = (),
-    ):
-        self.format, self.images, self.mapped, self.paths = format, images, mapped, paths
+    `moments` (N, C, 2): of each image the sums of its values and of their squares.
+    """
+
+    format: ImageFormat
+    moments: np.ndarray
+    images: Tensor | None = None
+    mapped: Mapped | None = None
+    paths: Sequence[str] = ()
 
     def read(self, rows: Tensor) -> Tensor:
         """(B,) -> (B, C, S, S) uint8."""
@@ -132,24 +132,19 @@ class ImageStore:
         return device
 
 
-class Decoded(NamedTuple):
-    """`moments` (N, C, 2): sums of the values of each image and of their squares; a row of `problems` has no image."""
-
-    store: ImageStore
-    moments: np.ndarray
-    problems: Problems
+Decoded = tuple[ImageStore, Problems]  # a file with a problem has a row in the store, but no image
 
 
 def decode_to_memory(files: list[ImageFile], format: ImageFormat) -> Decoded:
     images = np.empty((len(files), *format.shape), dtype=np.uint8)
     sums, problems = _decode(files, format, images.__setitem__, "decoded")
-    return Decoded(ImageStore(format, torch.from_numpy(images)), sums, problems)
+    return ImageStore(format, sums, torch.from_numpy(images)), problems
 
 
 def decode_lazily(files: list[ImageFile], format: ImageFormat) -> Decoded:
     """Each file is decoded once for the moments, and to be sure that it can be decoded."""
     sums, problems = _decode(files, format, lambda i, image: None, "checked")
-    return Decoded(ImageStore(format, paths=[file.path for file in files]), sums, problems)
+    return ImageStore(format, sums, paths=[file.path for file in files]), problems
 
 
 def decode_to_memmap(
@@ -184,7 +179,7 @@ def decode_to_memmap(
         sums, problems = np.load(file), {files[i]: reason for i, reason in json.load(file)}
     mapped = Mapped(cached, FORGET_AFTER)
     images = mapped.tensor(torch.uint8, n_bytes).view(-1, *format.shape)
-    return Decoded(ImageStore(format, images, mapped=mapped), sums, problems)
+    return ImageStore(format, sums, images, mapped), problems
 
 
 def _decode(
@@ -208,11 +203,9 @@ class ImageDataset:
     `moments` (C, 2): the sums over all of its pixels.
     """
 
-    def __init__(
-        self, store: ImageStore, rows: Sequence[int], labels: np.ndarray, moments: np.ndarray, classes: tuple[str, ...]
-    ):
+    def __init__(self, store: ImageStore, rows: Sequence[int], labels: np.ndarray, classes: tuple[str, ...]):
         chosen = np.array(rows, dtype=np.int64)
-        self.store, self.classes, self.moments = store, classes, moments[chosen].sum(0)
+        self.store, self.classes, self.moments = store, classes, store.moments[chosen].sum(0)
         self.rows, self.labels = torch.from_numpy(chosen), torch.from_numpy(labels[chosen].astype(np.int64))
 
     def __len__(self) -> int:

@@ -25,7 +25,6 @@ from quartet.say import say
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PROGRESS_INTERVAL = 5.0  # seconds between lines of progress
 CHUNK_SIZE = 64  # images that a thread processes at a time
-MAX_PNG_TEXT = 2**26  # bytes; PIL's own limit, a sixty-fourth of it, refuses images of drawing programs
 ValueRange = tuple[float, float]  # the values that are black and white
 
 
@@ -51,6 +50,9 @@ class ImageInfo(NamedTuple):
 
 
 Problems = dict[ImageFile, str]  # why a file cannot be used
+
+# PIL's own limit, a sixty-fourth of this, refuses PNG files of drawing programs with a long text beside the pixels
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26  # bytes
 
 
 def list_images(path: str) -> tuple[list[ImageFile], int]:
@@ -124,17 +126,6 @@ def _walk(root: str, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
             yield from _walk(root, os.path.join(folder, name), (*above, here))
 
 
-def open_image(file: Any) -> Image.Image:
-    """The image in a file or path; a long text beside the pixels of a PNG is not a fault of the image."""
-    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_PNG_TEXT
-    return Image.open(file)
-
-
-def is_deep(image: Image.Image) -> bool:
-    """Whether it has grey values of 16 or 32 bits, or floating point."""
-    return image.mode[0] in "IF"
-
-
 def probe(path: str) -> ImageInfo:
     """Raises an exception for anything but an image, and ValueError for a single pixel: blown up, it teaches nothing."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe might wait forever
@@ -143,7 +134,7 @@ def probe(path: str) -> ImageInfo:
         content = file.read()
     if not content:
         raise ValueError("0 bytes")
-    with open_image(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content)) as image:
         if image.size == (1, 1):
             raise ValueError("1×1 pixel")
         # grey by its format: 1, 8, 16 or 32 bits, or a palette that holds greys only
@@ -151,8 +142,9 @@ def probe(path: str) -> ImageInfo:
         if image.mode == "P":
             palette = np.array(image.getpalette()).reshape(-1, 3)
             grey = bool((palette == palette[:, :1]).all())
+        # black and white of 16 or 32 bits, or floating point, are found in the training images
         value_range = None
-        if is_deep(image):
+        if image.mode[0] in "IF":
             values = np.asarray(image)
             finite = values[np.isfinite(values)]
             if not finite.size:

@@ -24,7 +24,7 @@ from quartet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
 from quartet.data.base import DataModule
 from quartet.data.image import decode
 from quartet.data.image.augment import Augment
-from quartet.data.image.decode import Decoded, ImageDataset, ImageFormat, ImageStore, to_uint8
+from quartet.data.image.decode import ImageDataset, ImageFormat, ImageStore, to_uint8
 from quartet.data.image.folders import (
     ImageInfo,
     Problems,
@@ -107,10 +107,9 @@ class ImageDataModule(DataModule):
         return list(arguments.problems(Augment, given, "data.augment"))
 
     def _make_parts(
-        self, decoded: Decoded, rows: dict[str, list[int]], labels: np.ndarray, classes: tuple[str, ...]
+        self, store: ImageStore, rows: dict[str, list[int]], labels: np.ndarray, classes: tuple[str, ...]
     ) -> dict[str, ImageDataset]:
-        store, moments, _ = decoded
-        parts = {part: ImageDataset(store, rows[part], labels, moments, classes) for part in rows}
+        parts = {part: ImageDataset(store, rows[part], labels, classes) for part in rows}
         self._class_counts = {part: dataset.class_counts() for part, dataset in parts.items()}
         return parts
 
@@ -199,8 +198,8 @@ class ImageData(ImageDataModule):
         images = self.source.load()
         self.ids = self.split.assign(len(images.labels), labels=images.labels, given=images.given)
         format = ImageFormat(*images.images.shape[1:3])
-        decoded = Decoded(ImageStore(format, torch.from_numpy(images.images)), images.moments(), {})
-        return self._make_parts(decoded, self.ids, images.labels, images.classes), images.fingerprint()
+        store = ImageStore(format, images.moments(), torch.from_numpy(images.images))
+        return self._make_parts(store, self.ids, images.labels, images.classes), images.fingerprint()
 
 
 class FolderData(ImageDataModule):
@@ -238,17 +237,6 @@ class FolderData(ImageDataModule):
         return problems
 
     def read(self) -> tuple[dict[str, ImageDataset], str]:
-        try:
-            return self._read()
-        except PermissionError as error:
-            if error.filename is None:  # the cache's, whose message says what to do
-                raise
-            raise PermissionError(
-                f"no permission to read {error.filename} in data.path={self.path}; "
-                "allow it (chmod -R u+rX) or take it out"
-            ) from None
-
-    def _read(self) -> tuple[dict[str, ImageDataset], str]:
         source = f"data.path={self.path}"
         # 1. Find and probe the files; if any is damaged, all are decoded once, so that one message names all of them
         files, n_ignored = list_images(self.path)
@@ -272,7 +260,7 @@ class FolderData(ImageDataModule):
         if problems:
             raise ValueError("\n".join(problems))
         left_out = copies.left_out
-        kept = [file for i, file in enumerate(readable) if i not in left_out]
+        kept = [file for i, file in enumerate(readable) if i not in left_out]  # sorted, however they are split
         if not kept:
             raise ValueError(f"{source} has no image that can be read and is in one part and class; bring some")
         # 3. Split; every class must train
@@ -284,26 +272,25 @@ class FolderData(ImageDataModule):
         ids = self.split.assign(len(kept), labels=labels, given=given)
         check_classes(labels, source, parts=ids, where=names_of)
         # 4. Decode; what fails only now is refused, or left out if each class still trains
-        format = self._choose_format([infos[kept[i]] for i in ids["train"]])
+        format = self.choose_format([infos[kept[i]] for i in ids["train"]])
         gigabytes, over = len(kept) * math.prod(format.shape) / 1e9, f"more than data.memory_gb={self.memory_gb}"
         places: list[str] = []
         if gigabytes <= self.memory_gb:
-            decoded = decode.decode_to_memory(kept, format)
+            store, undecodable = decode.decode_to_memory(kept, format)
         elif gigabytes <= self.disk_gb:  # `kept` does not depend on the split: all splits and folds share the file
             places = [f"mapped from the cache: {over}"]
             contents = hashlib.sha256(b"".join(infos[file].digest for file in kept)).hexdigest()
-            decoded = decode.decode_to_memmap(kept, format, contents, self._refuse, self.path)
+            store, undecodable = decode.decode_to_memmap(kept, format, contents, self._refuse, self.path)
         else:
             places = [f"decoded in training: {over} and data.disk_gb={self.disk_gb}"]
-            decoded = decode.decode_lazily(kept, format)
-        undecodable = decoded.problems
+            store, undecodable = decode.decode_lazily(kept, format)
         self._refuse(undecodable)
         rows = {part: [i for i in ids[part] if kept[i] not in undecodable] for part in ids}
         if undecodable:
             check_classes(labels, source, parts=rows, where=names_of)
         self.ids = {part: [kept[i].name for i in rows[part]] for part in rows}
         classes = tuple(sorted({*labels}))
-        parts = self._make_parts(decoded, rows, np.searchsorted(classes, labels), classes)
+        parts = self._make_parts(store, rows, np.searchsorted(classes, labels), classes)
         # 5. Tell what was left out, here and in the report
         failed |= undecodable
         names = listed(f"{file.name} ({reason})" for file, reason in failed.items())
@@ -320,7 +307,7 @@ class FolderData(ImageDataModule):
         self._notes = [*notes, *places]
         return parts, fingerprint(files, infos)
 
-    def _choose_format(self, train: list[ImageInfo]) -> ImageFormat:
+    def choose_format(self, train: list[ImageInfo]) -> ImageFormat:
         """Channels, size and value range of the training images; those of the run if the module is restored."""
         if self._preprocessing is not None:
             sizes = self.spec.sizes
