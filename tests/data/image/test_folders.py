@@ -337,7 +337,7 @@ def test_a_file_instead_of_a_folder(photos):
 
 
 def test_no_path():
-    with pytest.raises(ValueError, match=r"data\.path: say where your images are, data\.path=<folder"):
+    with pytest.raises(ValueError, match=r"data\.path must be your folder with one folder of images for each class"):
         FolderData(**{**SETTINGS, "path": None})
 
 

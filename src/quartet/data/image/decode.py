@@ -194,7 +194,8 @@ def _decode(
         sums[rows[file]] = moments(image)[0]
         keep(rows[file], image[0])
 
-    return sums, run_in_threads(work, files, done)
+    _, problems = run_in_threads(work, files, done)
+    return sums, problems
 
 
 class ImageDataset:
@@ -206,6 +207,7 @@ class ImageDataset:
     def __init__(self, store: ImageStore, rows: Sequence[int], labels: np.ndarray, classes: tuple[str, ...]):
         chosen = np.array(rows, dtype=np.int64)
         self.store, self.classes, self.moments = store, classes, store.moments[chosen].sum(0)
+        self.class_counts: list[int] = np.bincount(labels[chosen], minlength=len(classes)).tolist()
         self.rows, self.labels = torch.from_numpy(chosen), torch.from_numpy(labels[chosen].astype(np.int64))
 
     def __len__(self) -> int:
@@ -220,9 +222,6 @@ class ImageDataset:
         home = self.store.to(device)
         self.rows, self.labels = self.rows.to(home), self.labels.to(home)
         return self
-
-    def class_counts(self) -> list[int]:
-        return torch.bincount(self.labels, minlength=len(self.classes)).tolist()
 
     def __getitem__(self, ids: list[int]) -> Batch:
         """What a DataLoader asks for: its "sample" is a whole batch."""

@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
@@ -49,6 +49,7 @@ class ImageInfo(NamedTuple):
     value_range: ValueRange | None = None
 
 
+T = TypeVar("T")
 Problems = dict[ImageFile, str]  # why a file cannot be used
 
 # PIL's own limit, a sixty-fourth of this, refuses PNG files of drawing programs with a long text beside the pixels
@@ -153,17 +154,6 @@ def probe(path: str) -> ImageInfo:
         return ImageInfo(hashlib.sha256(content).digest(), image.size, grey, value_range)
 
 
-def probe_all(files: list[ImageFile]) -> tuple[dict[ImageFile, ImageInfo], Problems]:
-    """`probe` of the files that are readable, in their order, and the other files with the reason."""
-    infos: dict[ImageFile, ImageInfo] = {}
-
-    def work(file: ImageFile) -> None:
-        infos[file] = probe(file.path)
-
-    problems = run_in_threads(work, files, "probed")
-    return {file: infos[file] for file in files if file in infos}, problems
-
-
 def fingerprint(files: list[ImageFile], infos: dict[ImageFile, ImageInfo]) -> str:
     """SHA-256 of the names and contents of the images, wherever they are."""
     digest = hashlib.sha256()
@@ -173,17 +163,20 @@ def fingerprint(files: list[ImageFile], infos: dict[ImageFile, ImageInfo]) -> st
     return digest.hexdigest()
 
 
-def run_in_threads(work: Callable[[ImageFile], Any], files: Sequence[ImageFile], done: str) -> Problems:
-    """Call `work` with every file and print progress; returns the files that failed, with the reason, in order.
+def run_in_threads(
+    work: Callable[[ImageFile], T], files: Sequence[ImageFile], done: str
+) -> tuple[dict[ImageFile, T], Problems]:
+    """Results of `work` for each file, and the files that failed with the reason, in order. Prints progress.
 
     A missing permission, or a disk too full for what `work` writes, is not a fault of the image and is raised.
     """
+    results: dict[ImageFile, T] = {}
     problems: Problems = {}
 
     def attempt(chunk: Sequence[ImageFile]) -> int:
         for file in chunk:
             try:
-                work(file)
+                results[file] = work(file)
             except (PermissionError, MemoryError):
                 raise
             except UnidentifiedImageError:
@@ -206,7 +199,8 @@ def run_in_threads(work: Callable[[ImageFile], Any], files: Sequence[ImageFile],
             if time.monotonic() - printed > PROGRESS_INTERVAL:
                 printed = time.monotonic()
                 say(f"{done} {finished:,} of {len(files):,} images")
-    return {file: problems[file] for file in files if file in problems}
+    good, bad = [file for file in files if file in results], [file for file in files if file in problems]
+    return {file: results[file] for file in good}, {file: problems[file] for file in bad}
 
 
 def n_cores() -> int:

@@ -13,14 +13,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quartet import arguments
-from quartet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
+from quartet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, Rule
 from quartet.data.base import DataModule
 from quartet.data.image import decode
 from quartet.data.image.augment import Augment
@@ -32,7 +32,7 @@ from quartet.data.image.folders import (
     fingerprint,
     list_images,
     n_cores,
-    probe_all,
+    probe,
     run_in_threads,
 )
 from quartet.data.memory import MemoryLoader, Order
@@ -44,6 +44,7 @@ from quartet.say import say
 NEARLY_FLAT = 0.02  # of white: images whose deviation is smaller are probably a mistake
 LARGEST_FOUND = 128  # pixels: larger images train slowly, their size must be asked for
 USUAL_SIZE = 64  # pixels, for images of several sizes
+FolderOfClasses = Annotated[str, Rule("your folder with one folder of images for each class", bool)]
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,6 @@ class LabelledImages:
     labels: np.ndarray
     classes: tuple[str, ...]
     given: np.ndarray | None = None
-
-    def __post_init__(self):
-        assert self.images.dtype == np.uint8 and self.images.ndim == 4, "images are (N, C, S, S) uint8"
-        assert len(self.images) == len(self.labels), "one label for each image"
-
-    def moments(self) -> np.ndarray:
-        """(N, C, 2), in chunks, because the int64 copy of an image is eight times as large."""
-        chunks = [decode.moments(self.images[i : i + 64]) for i in range(0, len(self.images), 64)]
-        return np.concatenate(chunks)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
@@ -110,7 +102,7 @@ class ImageDataModule(DataModule):
         self, store: ImageStore, rows: dict[str, list[int]], labels: np.ndarray, classes: tuple[str, ...]
     ) -> dict[str, ImageDataset]:
         parts = {part: ImageDataset(store, rows[part], labels, classes) for part in rows}
-        self._class_counts = {part: dataset.class_counts() for part, dataset in parts.items()}
+        self._class_counts = {part: dataset.class_counts for part, dataset in parts.items()}
         return parts
 
     def fit(self, train: ImageDataset) -> dict[str, Any]:
@@ -125,9 +117,9 @@ class ImageDataModule(DataModule):
         spec = Spec(
             sizes={"in_channels": channels, "image_size": size, "n_classes": len(train.classes)},
             classes=train.classes,
-            class_counts=tuple(train.class_counts()),
+            class_counts=tuple(train.class_counts),
         )
-        return {"spec": spec.to_json(), "mean": mean, "std": [value or 1.0 for value in std]}
+        return {"spec": spec.to_json(), "mean": mean, "std": [value or 1.0 for value in std], "span": self.value_range}
 
     def use(self, preprocessing: dict[str, Any]) -> None:
         """Raises ValueError for values that `fit` cannot have written: they may come from a damaged file."""
@@ -145,9 +137,6 @@ class ImageDataModule(DataModule):
         shape = (channels, 1, 1)
         if self.mean.shape != shape or self.std.shape != shape or not bool((self.std > 0).all()):
             raise ValueError("mean and std are not a number for each channel")
-
-    def encode_split(self, examples: ImageDataset) -> ImageDataset:
-        return examples
 
     def encode(self, examples: list[Any]) -> dict[str, Tensor]:
         """Images of any size, as `to_uint8` accepts them -> {"image": (B, C, S, S) normalised}."""
@@ -196,9 +185,12 @@ class ImageData(ImageDataModule):
 
     def read(self) -> tuple[dict[str, ImageDataset], str]:
         images = self.source.load()
-        self.ids = self.split.assign(len(images.labels), labels=images.labels, given=images.given)
-        format = ImageFormat(*images.images.shape[1:3])
-        store = ImageStore(format, images.moments(), torch.from_numpy(images.images))
+        n, channels, size, _ = images.images.shape
+        assert images.images.dtype == np.uint8 and n == len(images.labels), "uint8 images, with one label each"
+        self.ids = self.split.assign(n, labels=images.labels, given=images.given)
+        # in chunks, because the int64 copy of an image is eight times as large
+        moments = np.concatenate([decode.moments(images.images[i : i + 64]) for i in range(0, n, 64)])
+        store = ImageStore(ImageFormat(channels, size), moments, torch.from_numpy(images.images))
         return self._make_parts(store, self.ids, images.labels, images.classes), images.fingerprint()
 
 
@@ -213,7 +205,7 @@ class FolderData(ImageDataModule):
     def __init__(
         self,
         *,
-        path: str | None,
+        path: FolderOfClasses,
         image_size: PositiveInt | None,
         channels: Literal["auto", 1, 3],
         memory_gb: NonNegativeFloat,
@@ -225,25 +217,18 @@ class FolderData(ImageDataModule):
     ):
         arguments.check(FolderData, {k: v for k, v in locals().items() if k != "common"}, "data")
         super().__init__(**common)
-        self.path, self.image_size, self.channels = str(path), image_size, channels
+        self.path, self.image_size, self.channels = path, image_size, channels
         self.memory_gb, self.disk_gb, self.num_workers = memory_gb, disk_gb, num_workers
         self.on_corrupt, self.on_overlap = on_corrupt, on_overlap
-
-    @staticmethod
-    def problems(settings: dict[str, Any]) -> list[str]:
-        problems = ImageDataModule.problems(settings)
-        if settings.get("path", "") is None:
-            problems.append("data.path: say where your images are, data.path=<folder with one folder for each class>")
-        return problems
 
     def read(self) -> tuple[dict[str, ImageDataset], str]:
         source = f"data.path={self.path}"
         # 1. Find and probe the files; if any is damaged, all are decoded once, so that one message names all of them
         files, n_ignored = list_images(self.path)
-        infos, failed = probe_all(files)
+        infos, failed = run_in_threads(lambda file: probe(file.path), files, "probed")
         if failed and self.on_corrupt == "error":
             small = partial(to_uint8, channels=1, size=8, value_range=(0, 1))  # costs least
-            failed |= run_in_threads(lambda file: small(file.path), [*infos], "checked")
+            failed |= run_in_threads(lambda file: small(file.path), [*infos], "checked")[1]
         self._refuse(failed)
         # 2. Copies of images in another part or class would spoil the evaluation
         readable = [*infos]
@@ -338,9 +323,6 @@ class FolderData(ImageDataModule):
                 f"{counted(len(damaged), 'image')} in data.path={self.path} cannot be read: {names}; "
                 "repair or delete, or leave out with data.on_corrupt=skip"
             )
-
-    def fit(self, train: ImageDataset) -> dict[str, Any]:
-        return {**super().fit(train), "span": self.value_range}
 
     def _loader(self, part: str, order: Order, *, drop_last: bool) -> MemoryLoader:
         loader = super()._loader(part, order, drop_last=drop_last)
