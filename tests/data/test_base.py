@@ -134,7 +134,7 @@ def test_two_ranks_share_the_batches_of_one_rank(name):
 
 
 def test_too_large_a_batch_names_the_remedy(name):
-    with pytest.raises(ValueError, match=r"data\.batch_size=5000 is more than the \d+ training samples; take"):
+    with pytest.raises(ValueError, match=r"data\.batch_size=5000 is more than the \d+ training samples; use"):
         MODULES[name](batch_size=5000).setup()
 
 

@@ -56,9 +56,9 @@ class DataModule(LightningDataModule):
     def use(self, preprocessing: dict[str, Any]) -> None:
         """Take fitted preprocessing: make the tokenizer, scaling, … from plain data."""
 
-    @abstractmethod
     def encode_split(self, examples: Any) -> Dataset:
-        """Raw examples with their targets to a data set in memory."""
+        """Raw examples with their targets to a data set; those that are one already stay as they are."""
+        return examples
 
     @abstractmethod
     def report(self) -> dict[str, Any]:
@@ -76,20 +76,34 @@ class DataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self.datasets:
             return
-        parts, fingerprint = self.read()
+        try:
+            parts, fingerprint = self.read()
+        except PermissionError as error:
+            if error.filename is None:  # explained already
+                raise
+            raise PermissionError(
+                f"no permission to read {error.filename}; allow it (chmod -R u+rX) or take it out of the data"
+            ) from None
         if self._preprocessing is None:
-            self._adopt({**self.fit(parts["train"]), "fingerprint": fingerprint})
+            self.restore({**self.fit(parts["train"]), "fingerprint": fingerprint})
         elif self._preprocessing["fingerprint"] != fingerprint:
-            raise ValueError("the data have changed since the run was trained; bring back the old data or train again")
+            raise ValueError("the data have changed since the run was trained; restore the old data or train again")
         _refuse_twins(self.spec.classes or ())
         datasets = {part: self.encode_split(parts[part]) for part in SPLITS}
-        self._check_sizes({part: len(dataset) for part, dataset in datasets.items()})
+        n_train = len(datasets["train"])
+        if self.batch_size > n_train:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is more than the {n_train} training samples; "
+                f"use data.batch_size={n_train} or less"
+            )
+        empty = [part for part, dataset in datasets.items() if len(dataset) == 0]
+        if empty:
+            raise ValueError(
+                f"nothing is left for {' and '.join(empty)}; change data.split={self.split.shares} or bring more data"
+            )
         self.datasets = datasets
 
     def restore(self, preprocessing: dict[str, Any]) -> None:
-        self._adopt(preprocessing)
-
-    def _adopt(self, preprocessing: dict[str, Any]) -> None:
         self._preprocessing = preprocessing
         self.use(preprocessing)
 
@@ -100,18 +114,6 @@ class DataModule(LightningDataModule):
     @property
     def spec(self) -> Spec:
         return Spec.from_json(self.preprocessing()["spec"])
-
-    def _check_sizes(self, sizes: dict[str, int]) -> None:
-        if self.batch_size > sizes["train"]:
-            raise ValueError(
-                f"data.batch_size={self.batch_size} is more than the {sizes['train']} training samples; "
-                f"take data.batch_size={sizes['train']} or less"
-            )
-        empty = [part for part, n in sizes.items() if n == 0]
-        if empty:
-            raise ValueError(
-                f"nothing is left for {' and '.join(empty)}; change data.split={self.split.shares} or bring more data"
-            )
 
     # loaders
     def train_dataloader(self) -> MemoryLoader:

@@ -213,12 +213,6 @@ def test_erasing_sets_one_box_of_the_mean(probability):
 # mixing
 
 
-def test_a_share_of_1_is_the_image_and_0_is_its_partner():
-    images, partner = some_images().float(), torch.randperm(16)
-    assert torch.equal(augment.mix(images, partner, torch.ones(16, 1, 1, 1)), images)
-    assert torch.equal(augment.mix(images, partner, torch.zeros(16, 1, 1, 1)), images[partner])
-
-
 @pytest.mark.parametrize("settings", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}])
 def test_images_and_targets_are_mixed_in_the_same_shares(settings):
     """LabelledImages that are constant, of the value of their number: a mixture's mean tells its shares."""

@@ -94,7 +94,7 @@ class Augment:
         else:
             pasted = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
             shares = torch.where(pasted, cutmix_shares(images, self.cutmix), mixup_shares(images, self.mixup))
-        images, target = mix(images, partner, shares), batch["target"][partner]
+        images, target = images[partner].lerp(images, shares), batch["target"][partner]
         return {**batch, "inputs": {"image": images}, "target_mix": target, "mix": shares.mean((1, 2, 3))}
 
 
@@ -183,11 +183,6 @@ def random_erase(images: Tensor, probability: float) -> Tensor:
     height, width = ((S * (area * a).sqrt()).round().clamp(1, S) for a in (aspect, 1 / aspect))
     box = boxes((y * (S - height + 1)).floor(), (x * (S - width + 1)).floor(), height, width, S)
     return images.masked_fill(box & (hit < probability)[:, None, None, None], 0)
-
-
-def mix(images: Tensor, partner: Tensor, shares: Tensor) -> Tensor:
-    """Each image of (B, C, S, S) with its share, and image number `partner` (B,) with the rest."""
-    return images[partner].lerp(images, shares)
 
 
 def mixup_shares(images: Tensor, alpha: float) -> Tensor:

@@ -9,11 +9,12 @@ Letters: N images, B batch, C channels (1 grey, 3 RGB), H, W height and width of
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from quartet.data.cache import Cache, Mapped
-from quartet.data.image.folders import ImageFile, Problems, ValueRange, is_deep, open_image, run_in_threads
+from quartet.data.image.folders import ImageFile, Problems, ValueRange, run_in_threads
 from quartet.data.memory import Batch
 from quartet.say import say
 
@@ -41,7 +42,7 @@ def to_uint8(image: Any, channels: int, size: int, value_range: ValueRange | Non
     """
     # 1. Any input to a PIL image
     if isinstance(image, str | os.PathLike):
-        with open_image(image) as file:
+        with Image.open(image) as file:
             file.draft(None, (2 * size, 2 * size))  # type: ignore[arg-type]  # a large JPEG is decoded at 1/2, 1/4, …
             return to_uint8(file, channels, size, value_range)
     if not isinstance(image, Image.Image):
@@ -55,7 +56,7 @@ def to_uint8(image: Any, channels: int, size: int, value_range: ValueRange | Non
     except Exception:
         image.load()
     # 3. Eight bits: the range of 16 bits is a convention, others come from the training images
-    if is_deep(image):
+    if image.mode[0] in "IF":  # 16 or 32 bits, or floating point
         values = np.asarray(image)
         if value_range is not None:
             low, high = value_range
@@ -76,10 +77,6 @@ def to_uint8(image: Any, channels: int, size: int, value_range: ValueRange | Non
     return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
 
 
-def find_undecodable(files: list[ImageFile]) -> Problems:
-    return run_in_threads(lambda file: to_uint8(file.path, 1, 8, (0, 1)), files, "checked")  # small: costs least
-
-
 def moments(images: np.ndarray) -> np.ndarray:
     """(N, C, S, S) uint8 -> (N, C, 2): the sum of the values of each channel and of their squares."""
     values = images.astype(np.int64)
@@ -95,81 +92,59 @@ class ImageFormat:
     value_range: ValueRange | None = None
 
     @property
-    def n_bytes(self) -> int:
-        return self.channels * self.size**2
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.size, self.size
 
-    def read(self, image: Any) -> np.ndarray:
-        return to_uint8(image, self.channels, self.size, self.value_range)
+    def read(self, images: Sequence[Any]) -> np.ndarray:
+        """Images as `to_uint8` accepts them -> (B, C, S, S)."""
+        decoded = np.empty((len(images), *self.shape), dtype=np.uint8)
+        for i, image in enumerate(images):
+            decoded[i] = to_uint8(image, self.channels, self.size, self.value_range)
+        return decoded
 
-    def empty(self, n: int) -> np.ndarray:
-        return np.empty((n, self.channels, self.size, self.size), dtype=np.uint8)
 
+@dataclass
+class ImageStore:
+    """`images` (N, C, S, S) in memory, or in a file of the cache that is `mapped`; without them, `paths` to decode.
 
-class MemoryStore:
-    """Images in one tensor (N, C, S, S), which moves to the device that trains."""
+    `moments` (N, C, 2): of each image the sums of its values and of their squares.
+    """
 
-    def __init__(self, images: Tensor):
-        self.images, self.format = images, ImageFormat(images.shape[1], images.shape[3])
+    format: ImageFormat
+    moments: np.ndarray
+    images: Tensor | None = None
+    mapped: Mapped | None = None
+    paths: Sequence[str] = ()
 
     def read(self, rows: Tensor) -> Tensor:
+        """(B,) -> (B, C, S, S) uint8."""
+        if self.images is None:
+            return torch.from_numpy(self.format.read([self.paths[row] for row in rows.tolist()]))
+        if self.mapped is not None:
+            self.mapped.count(len(rows) * math.prod(self.format.shape))
         return self.images.index_select(0, rows)
 
     def to(self, device: torch.device) -> torch.device:
+        """Move what is in memory to the device that trains; of the rest, Lightning moves the batches."""
+        if self.images is None or self.mapped is not None:
+            return torch.device("cpu")
         self.images = self.images.to(device)
         return device
 
 
-class LazyStore:
-    """Files that are decoded when a batch asks for them. It stays where it is: Lightning moves the batches."""
-
-    def __init__(self, paths: list[str], format: ImageFormat):
-        self.paths, self.format = paths, format
-
-    def read(self, rows: Tensor) -> Tensor:
-        images = self.format.empty(len(rows))
-        for i, row in enumerate(rows.tolist()):
-            images[i] = self.format.read(self.paths[row])
-        return torch.from_numpy(images)
-
-    def to(self, device: torch.device) -> torch.device:
-        return torch.device("cpu")
-
-
-class MappedStore(LazyStore):
-    """Images of a mapped file of the cache, which begins with them."""
-
-    def __init__(self, mapped: Mapped, n: int, format: ImageFormat):
-        super().__init__([], format)
-        images = mapped.tensor(torch.uint8, n * format.n_bytes)
-        self.mapped, self.images = mapped, images.view(n, format.channels, format.size, format.size)
-
-    def read(self, rows: Tensor) -> Tensor:
-        images = self.images.index_select(0, rows)
-        self.mapped.count(images.nbytes)
-        return images
-
-
-Store = MemoryStore | LazyStore
-
-
-class Decoded(NamedTuple):
-    """`moments` (N, C, 2): sums of the values of each image and of their squares; a row of `problems` has no image."""
-
-    store: Store
-    moments: np.ndarray
-    problems: Problems
+Decoded = tuple[ImageStore, Problems]  # a file with a problem has a row in the store, but no image
 
 
 def decode_to_memory(files: list[ImageFile], format: ImageFormat) -> Decoded:
-    images = format.empty(len(files))
+    images = np.empty((len(files), *format.shape), dtype=np.uint8)
     sums, problems = _decode(files, format, images.__setitem__, "decoded")
-    return Decoded(MemoryStore(torch.from_numpy(images)), sums, problems)
+    return ImageStore(format, sums, torch.from_numpy(images)), problems
 
 
 def decode_lazily(files: list[ImageFile], format: ImageFormat) -> Decoded:
     """Each file is decoded once for the moments, and to be sure that it can be decoded."""
     sums, problems = _decode(files, format, lambda i, image: None, "checked")
-    return Decoded(LazyStore([file.path for file in files], format), sums, problems)
+    return ImageStore(format, sums, paths=[file.path for file in files]), problems
 
 
 def decode_to_memmap(
@@ -179,7 +154,8 @@ def decode_to_memmap(
 
     The file holds the images, (N, C, S, S), their moments as npy, and [row, reason] of the undecodable ones as JSON.
     """
-    n_bytes = len(files) * format.n_bytes
+    image_bytes = math.prod(format.shape)
+    n_bytes = len(files) * image_bytes
 
     def write(file: BinaryIO) -> None:
         say(f"first use of {path}: decoding it into {CACHE.path}, {n_bytes / 1e9:,.2f} GB, once")
@@ -187,7 +163,7 @@ def decode_to_memmap(
 
         def keep(i: int, image: np.ndarray) -> None:
             with lock:  # written, not mapped: a full disk is an error here, and would be a SIGBUS in a map
-                file.seek(i * format.n_bytes)
+                file.seek(i * image_bytes)
                 file.write(image.tobytes())
 
         sums, problems = _decode(files, format, keep, "decoded")
@@ -201,7 +177,9 @@ def decode_to_memmap(
     with open(cached, "rb") as file:
         file.seek(n_bytes)
         sums, problems = np.load(file), {files[i]: reason for i, reason in json.load(file)}
-    return Decoded(MappedStore(Mapped(cached, FORGET_AFTER), len(files), format), sums, problems)
+    mapped = Mapped(cached, FORGET_AFTER)
+    images = mapped.tensor(torch.uint8, n_bytes).view(-1, *format.shape)
+    return ImageStore(format, sums, images, mapped), problems
 
 
 def _decode(
@@ -212,11 +190,12 @@ def _decode(
     rows = {file: i for i, file in enumerate(files)}
 
     def work(file: ImageFile) -> None:
-        image = format.read(file.path)
-        sums[rows[file]] = moments(image[None])[0]
-        keep(rows[file], image)
+        image = format.read([file.path])
+        sums[rows[file]] = moments(image)[0]
+        keep(rows[file], image[0])
 
-    return sums, run_in_threads(work, files, done)
+    _, problems = run_in_threads(work, files, done)
+    return sums, problems
 
 
 class ImageDataset:
@@ -225,11 +204,10 @@ class ImageDataset:
     `moments` (C, 2): the sums over all of its pixels.
     """
 
-    def __init__(
-        self, store: Store, rows: Sequence[int], labels: np.ndarray, moments: np.ndarray, classes: tuple[str, ...]
-    ):
+    def __init__(self, store: ImageStore, rows: Sequence[int], labels: np.ndarray, classes: tuple[str, ...]):
         chosen = np.array(rows, dtype=np.int64)
-        self.store, self.classes, self.moments = store, classes, moments[chosen].sum(0)
+        self.store, self.classes, self.moments = store, classes, store.moments[chosen].sum(0)
+        self.class_counts: list[int] = np.bincount(labels[chosen], minlength=len(classes)).tolist()
         self.rows, self.labels = torch.from_numpy(chosen), torch.from_numpy(labels[chosen].astype(np.int64))
 
     def __len__(self) -> int:
@@ -244,9 +222,6 @@ class ImageDataset:
         home = self.store.to(device)
         self.rows, self.labels = self.rows.to(home), self.labels.to(home)
         return self
-
-    def class_counts(self) -> list[int]:
-        return torch.bincount(self.labels, minlength=len(self.classes)).tolist()
 
     def __getitem__(self, ids: list[int]) -> Batch:
         """What a DataLoader asks for: its "sample" is a whole batch."""

@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
@@ -25,7 +25,6 @@ from quartet.say import say
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PROGRESS_INTERVAL = 5.0  # seconds between lines of progress
 CHUNK_SIZE = 64  # images that a thread processes at a time
-MAX_PNG_TEXT = 2**26  # bytes; PIL's own limit, a sixty-fourth of it, refuses images of drawing programs
 ValueRange = tuple[float, float]  # the values that are black and white
 
 
@@ -50,7 +49,11 @@ class ImageInfo(NamedTuple):
     value_range: ValueRange | None = None
 
 
+T = TypeVar("T")
 Problems = dict[ImageFile, str]  # why a file cannot be used
+
+# PIL's own limit, a sixty-fourth of this, refuses PNG files of drawing programs with a long text beside the pixels
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26  # bytes
 
 
 def list_images(path: str) -> tuple[list[ImageFile], int]:
@@ -124,17 +127,6 @@ def _walk(root: str, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
             yield from _walk(root, os.path.join(folder, name), (*above, here))
 
 
-def open_image(file: Any) -> Image.Image:
-    """The image in a file or path; a long text beside the pixels of a PNG is not a fault of the image."""
-    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_PNG_TEXT
-    return Image.open(file)
-
-
-def is_deep(image: Image.Image) -> bool:
-    """Whether it has grey values of 16 or 32 bits, or floating point."""
-    return image.mode[0] in "IF"
-
-
 def probe(path: str) -> ImageInfo:
     """Raises an exception for anything but an image, and ValueError for a single pixel: blown up, it teaches nothing."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe might wait forever
@@ -143,7 +135,7 @@ def probe(path: str) -> ImageInfo:
         content = file.read()
     if not content:
         raise ValueError("0 bytes")
-    with open_image(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content)) as image:
         if image.size == (1, 1):
             raise ValueError("1×1 pixel")
         # grey by its format: 1, 8, 16 or 32 bits, or a palette that holds greys only
@@ -151,25 +143,15 @@ def probe(path: str) -> ImageInfo:
         if image.mode == "P":
             palette = np.array(image.getpalette()).reshape(-1, 3)
             grey = bool((palette == palette[:, :1]).all())
+        # black and white of 16 or 32 bits, or floating point, are found in the training images
         value_range = None
-        if is_deep(image):
+        if image.mode[0] in "IF":
             values = np.asarray(image)
             finite = values[np.isfinite(values)]
             if not finite.size:
                 raise ValueError("none of its values is finite")
             value_range = float(finite.min()), float(finite.max())
         return ImageInfo(hashlib.sha256(content).digest(), image.size, grey, value_range)
-
-
-def probe_all(files: list[ImageFile]) -> tuple[dict[ImageFile, ImageInfo], Problems]:
-    """`probe` of the files that are readable, in their order, and the other files with the reason."""
-    infos: dict[ImageFile, ImageInfo] = {}
-
-    def work(file: ImageFile) -> None:
-        infos[file] = probe(file.path)
-
-    problems = run_in_threads(work, files, "probed")
-    return {file: infos[file] for file in files if file in infos}, problems
 
 
 def fingerprint(files: list[ImageFile], infos: dict[ImageFile, ImageInfo]) -> str:
@@ -181,17 +163,20 @@ def fingerprint(files: list[ImageFile], infos: dict[ImageFile, ImageInfo]) -> st
     return digest.hexdigest()
 
 
-def run_in_threads(work: Callable[[ImageFile], Any], files: Sequence[ImageFile], done: str) -> Problems:
-    """Call `work` with every file and print progress; returns the files that failed, with the reason, in order.
+def run_in_threads(
+    work: Callable[[ImageFile], T], files: Sequence[ImageFile], done: str
+) -> tuple[dict[ImageFile, T], Problems]:
+    """Results of `work` for each file, and the files that failed with the reason, in order. Prints progress.
 
     A missing permission, or a disk too full for what `work` writes, is not a fault of the image and is raised.
     """
+    results: dict[ImageFile, T] = {}
     problems: Problems = {}
 
     def attempt(chunk: Sequence[ImageFile]) -> int:
         for file in chunk:
             try:
-                work(file)
+                results[file] = work(file)
             except (PermissionError, MemoryError):
                 raise
             except UnidentifiedImageError:
@@ -214,7 +199,8 @@ def run_in_threads(work: Callable[[ImageFile], Any], files: Sequence[ImageFile],
             if time.monotonic() - printed > PROGRESS_INTERVAL:
                 printed = time.monotonic()
                 say(f"{done} {finished:,} of {len(files):,} images")
-    return {file: problems[file] for file in files if file in problems}
+    good, bad = [file for file in files if file in results], [file for file in files if file in problems]
+    return {file: results[file] for file in good}, {file: problems[file] for file in bad}
 
 
 def n_cores() -> int:

@@ -13,19 +13,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quartet import arguments
-from quartet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt
+from quartet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, Rule
 from quartet.data.base import DataModule
 from quartet.data.image import decode
 from quartet.data.image.augment import Augment
-from quartet.data.image.decode import Decoded, ImageDataset, ImageFormat, LazyStore, MappedStore, MemoryStore
-from quartet.data.image.folders import ImageInfo, Problems, ValueRange, fingerprint, list_images, n_cores, probe_all
+from quartet.data.image.decode import ImageDataset, ImageFormat, ImageStore, to_uint8
+from quartet.data.image.folders import (
+    ImageInfo,
+    Problems,
+    ValueRange,
+    fingerprint,
+    list_images,
+    n_cores,
+    probe,
+    run_in_threads,
+)
 from quartet.data.memory import MemoryLoader, Order
 from quartet.data.report import class_table
 from quartet.data.spec import Spec
@@ -35,6 +44,7 @@ from quartet.say import say
 NEARLY_FLAT = 0.02  # of white: images whose deviation is smaller are probably a mistake
 LARGEST_FOUND = 128  # pixels: larger images train slowly, their size must be asked for
 USUAL_SIZE = 64  # pixels, for images of several sizes
+FolderOfClasses = Annotated[str, Rule("your folder with one folder of images for each class", bool)]
 
 
 @dataclass(frozen=True)
@@ -45,15 +55,6 @@ class LabelledImages:
     labels: np.ndarray
     classes: tuple[str, ...]
     given: np.ndarray | None = None
-
-    def __post_init__(self):
-        assert self.images.dtype == np.uint8 and self.images.ndim == 4, "images are (N, C, S, S) uint8"
-        assert len(self.images) == len(self.labels), "one label for each image"
-
-    def moments(self) -> np.ndarray:
-        """(N, C, 2), in chunks, because the int64 copy of an image is eight times as large."""
-        chunks = [decode.moments(self.images[i : i + 64]) for i in range(0, len(self.images), 64)]
-        return np.concatenate(chunks)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
@@ -98,11 +99,10 @@ class ImageDataModule(DataModule):
         return list(arguments.problems(Augment, given, "data.augment"))
 
     def _make_parts(
-        self, decoded: Decoded, rows: dict[str, list[int]], labels: np.ndarray, classes: tuple[str, ...]
+        self, store: ImageStore, rows: dict[str, list[int]], labels: np.ndarray, classes: tuple[str, ...]
     ) -> dict[str, ImageDataset]:
-        store, moments, _ = decoded
-        parts = {part: ImageDataset(store, rows[part], labels, moments, classes) for part in rows}
-        self._class_counts = {part: dataset.class_counts() for part, dataset in parts.items()}
+        parts = {part: ImageDataset(store, rows[part], labels, classes) for part in rows}
+        self._class_counts = {part: dataset.class_counts for part, dataset in parts.items()}
         return parts
 
     def fit(self, train: ImageDataset) -> dict[str, Any]:
@@ -117,9 +117,9 @@ class ImageDataModule(DataModule):
         spec = Spec(
             sizes={"in_channels": channels, "image_size": size, "n_classes": len(train.classes)},
             classes=train.classes,
-            class_counts=tuple(train.class_counts()),
+            class_counts=tuple(train.class_counts),
         )
-        return {"spec": spec.to_json(), "mean": mean, "std": [value or 1.0 for value in std]}
+        return {"spec": spec.to_json(), "mean": mean, "std": [value or 1.0 for value in std], "span": self.value_range}
 
     def use(self, preprocessing: dict[str, Any]) -> None:
         """Raises ValueError for values that `fit` cannot have written: they may come from a damaged file."""
@@ -138,17 +138,11 @@ class ImageDataModule(DataModule):
         if self.mean.shape != shape or self.std.shape != shape or not bool((self.std > 0).all()):
             raise ValueError("mean and std are not a number for each channel")
 
-    def encode_split(self, examples: ImageDataset) -> ImageDataset:
-        return examples
-
     def encode(self, examples: list[Any]) -> dict[str, Tensor]:
         """Images of any size, as `to_uint8` accepts them -> {"image": (B, C, S, S) normalised}."""
         sizes = self.spec.sizes
         format = ImageFormat(sizes["in_channels"], sizes["image_size"], self.value_range)
-        images = format.empty(len(examples))
-        for i, image in enumerate(examples):
-            images[i] = format.read(image)
-        return {"image": self.normalise(torch.from_numpy(images))}
+        return {"image": self.normalise(torch.from_numpy(format.read(examples)))}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         images = batch["inputs"]["image"]  # (B, C, S, S) uint8
@@ -191,31 +185,27 @@ class ImageData(ImageDataModule):
 
     def read(self) -> tuple[dict[str, ImageDataset], str]:
         images = self.source.load()
-        self.ids = self.split.assign(len(images.labels), labels=images.labels, given=images.given)
-        decoded = Decoded(MemoryStore(torch.from_numpy(images.images)), images.moments(), {})
-        return self._make_parts(decoded, self.ids, images.labels, images.classes), images.fingerprint()
+        n, channels, size, _ = images.images.shape
+        assert images.images.dtype == np.uint8 and n == len(images.labels), "uint8 images, with one label each"
+        self.ids = self.split.assign(n, labels=images.labels, given=images.given)
+        # in chunks, because the int64 copy of an image is eight times as large
+        moments = np.concatenate([decode.moments(images.images[i : i + 64]) for i in range(0, n, 64)])
+        store = ImageStore(ImageFormat(channels, size), moments, torch.from_numpy(images.images))
+        return self._make_parts(store, self.ids, images.labels, images.classes), images.fingerprint()
 
 
 class FolderData(ImageDataModule):
     """Images in one folder for each class; folders above them that are named like parts (see `PART_NAMES`) are kept.
 
-    - `image_size`: side in pixels; None takes the side that all training images share, if they are squares of at most
-      `LARGEST_FOUND`, else `USUAL_SIZE`
-    - `channels`: "auto" is 1 if all training images are grey by their format
-    - `memory_gb`, `disk_gb`: most that the decoded images may take in memory, and else in the cache, in 10⁹ bytes
-    - `num_workers`: that decode what fits in neither; 0: the training process itself, None: one less than there are cores
-    - `on_corrupt`: "error" names the images that cannot be read or are a single pixel, "skip" leaves them out
-    - `on_overlap`: "error" names images that are in two parts or in two classes; "drop" leaves out the copy in train
-      (of val and test: in val), and all copies if the classes differ
-
-    An image that is in train (or in a tree that is to be split) more than once counts once. The size, the channels, and
-    black and white of images of 16 or 32 bits are found in the training part alone.
+    An image that is in train (or in a tree that is to be split) more than once counts once. With `on_overlap` "drop", of
+    copies in two parts the one in test stays, else the one in val; of copies in two classes none does. The size, the
+    channels, and black and white of images of 16 or 32 bits are found in the training part alone.
     """
 
     def __init__(
         self,
         *,
-        path: str | None,
+        path: FolderOfClasses,
         image_size: PositiveInt | None,
         channels: Literal["auto", 1, 3],
         memory_gb: NonNegativeFloat,
@@ -227,35 +217,18 @@ class FolderData(ImageDataModule):
     ):
         arguments.check(FolderData, {k: v for k, v in locals().items() if k != "common"}, "data")
         super().__init__(**common)
-        self.path, self.image_size, self.channels = str(path), image_size, channels
+        self.path, self.image_size, self.channels = path, image_size, channels
         self.memory_gb, self.disk_gb, self.num_workers = memory_gb, disk_gb, num_workers
         self.on_corrupt, self.on_overlap = on_corrupt, on_overlap
 
-    @staticmethod
-    def problems(settings: dict[str, Any]) -> list[str]:
-        problems = ImageDataModule.problems(settings)
-        if settings.get("path", "") is None:
-            problems.append("data.path: say where your images are, data.path=<folder with one folder for each class>")
-        return problems
-
     def read(self) -> tuple[dict[str, ImageDataset], str]:
-        try:
-            return self._read()
-        except PermissionError as error:
-            if error.filename is None:  # the cache's, whose message says what to do
-                raise
-            raise PermissionError(
-                f"no permission to read {error.filename} in data.path={self.path}; "
-                "allow it (chmod -R u+rX) or take it out"
-            ) from None
-
-    def _read(self) -> tuple[dict[str, ImageDataset], str]:
         source = f"data.path={self.path}"
         # 1. Find and probe the files; if any is damaged, all are decoded once, so that one message names all of them
         files, n_ignored = list_images(self.path)
-        infos, failed = probe_all(files)
+        infos, failed = run_in_threads(lambda file: probe(file.path), files, "probed")
         if failed and self.on_corrupt == "error":
-            failed |= decode.find_undecodable([*infos])
+            small = partial(to_uint8, channels=1, size=8, value_range=(0, 1))  # costs least
+            failed |= run_in_threads(lambda file: small(file.path), [*infos], "checked")[1]
         self._refuse(failed)
         # 2. Copies of images in another part or class would spoil the evaluation
         readable = [*infos]
@@ -272,7 +245,7 @@ class FolderData(ImageDataModule):
         if problems:
             raise ValueError("\n".join(problems))
         left_out = copies.left_out
-        kept = [file for i, file in enumerate(readable) if i not in left_out]
+        kept = [file for i, file in enumerate(readable) if i not in left_out]  # sorted, however they are split
         if not kept:
             raise ValueError(f"{source} has no image that can be read and is in one part and class; bring some")
         # 3. Split; every class must train
@@ -284,26 +257,25 @@ class FolderData(ImageDataModule):
         ids = self.split.assign(len(kept), labels=labels, given=given)
         check_classes(labels, source, parts=ids, where=names_of)
         # 4. Decode; what fails only now is refused, or left out if each class still trains
-        format = self._choose_format([infos[kept[i]] for i in ids["train"]])
-        gigabytes, over = len(kept) * format.n_bytes / 1e9, f"more than data.memory_gb={self.memory_gb}"
+        format = self.choose_format([infos[kept[i]] for i in ids["train"]])
+        gigabytes, over = len(kept) * math.prod(format.shape) / 1e9, f"more than data.memory_gb={self.memory_gb}"
         places: list[str] = []
         if gigabytes <= self.memory_gb:
-            decoded = decode.decode_to_memory(kept, format)
+            store, undecodable = decode.decode_to_memory(kept, format)
         elif gigabytes <= self.disk_gb:  # `kept` does not depend on the split: all splits and folds share the file
             places = [f"mapped from the cache: {over}"]
             contents = hashlib.sha256(b"".join(infos[file].digest for file in kept)).hexdigest()
-            decoded = decode.decode_to_memmap(kept, format, contents, self._refuse, self.path)
+            store, undecodable = decode.decode_to_memmap(kept, format, contents, self._refuse, self.path)
         else:
             places = [f"decoded in training: {over} and data.disk_gb={self.disk_gb}"]
-            decoded = decode.decode_lazily(kept, format)
-        undecodable = decoded.problems
+            store, undecodable = decode.decode_lazily(kept, format)
         self._refuse(undecodable)
         rows = {part: [i for i in ids[part] if kept[i] not in undecodable] for part in ids}
         if undecodable:
             check_classes(labels, source, parts=rows, where=names_of)
         self.ids = {part: [kept[i].name for i in rows[part]] for part in rows}
         classes = tuple(sorted({*labels}))
-        parts = self._make_parts(decoded, rows, np.searchsorted(classes, labels), classes)
+        parts = self._make_parts(store, rows, np.searchsorted(classes, labels), classes)
         # 5. Tell what was left out, here and in the report
         failed |= undecodable
         names = listed(f"{file.name} ({reason})" for file, reason in failed.items())
@@ -320,7 +292,7 @@ class FolderData(ImageDataModule):
         self._notes = [*notes, *places]
         return parts, fingerprint(files, infos)
 
-    def _choose_format(self, train: list[ImageInfo]) -> ImageFormat:
+    def choose_format(self, train: list[ImageInfo]) -> ImageFormat:
         """Channels, size and value range of the training images; those of the run if the module is restored."""
         if self._preprocessing is not None:
             sizes = self.spec.sizes
@@ -352,14 +324,11 @@ class FolderData(ImageDataModule):
                 "repair or delete, or leave out with data.on_corrupt=skip"
             )
 
-    def fit(self, train: ImageDataset) -> dict[str, Any]:
-        return {**super().fit(train), "span": self.value_range}
-
     def _loader(self, part: str, order: Order, *, drop_last: bool) -> MemoryLoader:
         loader = super()._loader(part, order, drop_last=drop_last)
         dataset = loader.dataset
         assert isinstance(dataset, ImageDataset)
-        if isinstance(dataset.store, LazyStore) and not isinstance(dataset.store, MappedStore):
+        if dataset.store.images is None:
             n_workers = max(1, n_cores() // self.world - 1) if self.num_workers is None else self.num_workers
             loader.batches = partial(dataset.batches, n_workers)
         return loader
