@@ -124,10 +124,10 @@ class Figures(Callback):
         worst = figures.worst_mistakes(prediction, target, self.n_mistakes)
         names = [(classes[target[i]], classes[predicted[i]], prediction[i].max()) for i in worst]
         data: Any = getattr(trainer, "datamodule", None)
-        if hasattr(data, "images"):
+        if hasattr(data, "raw_images"):
             captions = [f"true {_brief(a)}\npredicted {_brief(b)}, {p:.0%}" for a, b, p in names]
             title = f"{title}: {'worst' if names else 'no'} mistakes"
-            pictures = data.images(part, index[worst]) if names else np.zeros((0, 1, 1, 1))
+            pictures = data.raw_images(part, index[worst]) if names else np.zeros((0, 1, 1, 1))
             show_figure(trainer, part, "mistakes", figures.pictures_figure(pictures, captions, title))
         else:
             samples = _describe(data, part, index[worst])

@@ -38,7 +38,7 @@ class DataReport(Callback):
         report = json.loads(Path(trainer.default_root_dir, "data.json").read_text(encoding="utf-8"))
         with optional("figures of the data"):
             show_figure(trainer, "data", "report", report_figure(report), TAG)
-            if hasattr(data, "images"):
+            if hasattr(data, "raw_images"):
                 self._pictures(trainer, data)
             elif report.get("examples"):
                 file = Path("figures", "data_examples.md")
@@ -50,7 +50,7 @@ class DataReport(Callback):
         n = min(self.n_examples, n_all)
         ids = [i * n_all // n for i in range(n)]
         captions = [figures.shorten(data.spec.classes[label], 12) for label in data.labels("train", ids)]
-        figure = figures.pictures_figure(data.images("train", ids), captions, "training pictures")
+        figure = figures.pictures_figure(data.raw_images("train", ids), captions, "training pictures")
         show_figure(trainer, "data", "examples", figure, TAG)
 
 
