@@ -30,7 +30,7 @@ STEPS = 20  # of the smallest network, timed
 
 def write_corpus(folder: Path, megabytes: float) -> None:
     """Files of the standard library, over and over; each round gives every fifth word another ending."""
-    from quartet.data.sources import StandardLibrary
+    from quartet.data.text.sources import StandardLibrary
 
     documents, written = StandardLibrary().documents(), 0
     for turn in count():

@@ -87,7 +87,7 @@ def script(tmp_path, outputs, forker):
 @pytest.fixture
 def small_text(monkeypatch, tmp_path):
     """Text sources cut to a few small documents, so that a run reads and tokenises in milliseconds."""
-    from quartet.data import sources
+    from quartet.data.text import sources
 
     def documents(self):
         root = Path(sysconfig.get_path("stdlib"))

@@ -230,7 +230,7 @@ def same(here: Any, there: Any) -> bool:
 
 TARGETS = ["os.system", "subprocess.Popen", "builtins.eval", "torch.load", "torch.hub.load", "quartet.run.os.system"]
 TARGETS += [
-    "quartet.data.sources.Path",
+    "quartet.data.text.sources.Path",
     "quartet.engine.checkpoint.remove_leftovers",
     "quartet.commands.train.create",
     "3",

@@ -23,7 +23,7 @@ from quartet import build
 from quartet.commands.evaluate import evaluate
 from quartet.commands.generate import characters, generate, heal, load
 from quartet.commands.train import create_and_train
-from quartet.data import tokenizers
+from quartet.data.text import tokenizers
 from quartet.engine import fit
 from quartet.run import Run
 

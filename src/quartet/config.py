@@ -68,6 +68,7 @@ RENAMED: dict[str, str] = {
     "quartet.data.table_files": "quartet.data.table.files",
     "quartet.data.labelled_text": "quartet.data.text.classification",
     "quartet.data.text": "quartet.data.text.language_modeling",
+    "quartet.data.sources": "quartet.data.text.sources",
     "quartet.data.augment": "quartet.data.image.augment",
     "quartet.data.image_files": "quartet.data.image.images",
     "quartet.data.image_sets": "quartet.data.image.sets",

@@ -46,7 +46,7 @@ def batches(dataset: Samples, size: int) -> DataLoader:
 
 
 class Data(LightningDataModule):
-    """Pictures of noise in three classes; `images` gives them as (n, S, S, 1)."""
+    """Pictures of noise in three classes; `raw_images` gives them as (n, S, S, 1)."""
 
     def __init__(self, batch_size: int = 10):
         super().__init__()
@@ -60,7 +60,7 @@ class Data(LightningDataModule):
 
     train_dataloader = val_dataloader = test_dataloader = loader
 
-    def images(self, part, ids):
+    def raw_images(self, part, ids):
         return self.pixels[torch.as_tensor(ids)].permute(0, 2, 3, 1).numpy()
 
 
@@ -326,7 +326,7 @@ class TestFigures:
         assert (tmp_path / "figures" / "val_predictions.png").stat().st_size > 5_000
 
     def test_data_without_images_give_a_table_of_mistakes(self, tmp_path, monkeypatch):
-        monkeypatch.delattr(Data, "images")
+        monkeypatch.delattr(Data, "raw_images")
         trainer_for(tmp_path, [figures_callback(n_mistakes=3)]).fit(Classifier(), datamodule=Data())
         table = (tmp_path / "figures" / "val_mistakes.md").read_text().splitlines()
         assert len(table) == 2 + 3 and re.match(

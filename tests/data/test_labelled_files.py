@@ -292,7 +292,7 @@ def test_labels_that_are_equal_numbers_are_said(write, tmp_path, capsys):
 
 
 def test_each_file_of_a_corpus_has_its_own_encoding(tmp_path):
-    from quartet.data.text_files import Reading
+    from quartet.data.text.files import Reading
 
     (tmp_path / "a.txt").write_bytes("很好的书籍，中文文本".encode("gb18030"))
     (tmp_path / "b.txt").write_bytes("很好的书籍".encode())

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from quartet.data.sources import LabelledText
 from quartet.data.text.classification import OwnLabelledText, TextClassificationData, bucketed, unique_texts
 from quartet.data.text.language_modeling import padded
+from quartet.data.text.sources import LabelledText
 
 COMMON = {"batch_size": 3, "split": [0.8, 0.1, 0.1], "split_seed": 0, "folds": None, "fold": None, "seed": 0}
 ROWS = [

@@ -1,10 +1,13 @@
 """Tables as they are published: without names of columns, with comments, in other encodings; classes called None."""
 
+import importlib
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from quartet.config import upgrade
 from quartet.data.records import Format, read_records
 from quartet.data.splits import SPLITS
 from quartet.data.table.files import TableFile, determines
@@ -225,3 +228,14 @@ def test_a_folder_has_a_file_for_each_part(tmp_path, capsys):
     (tmp_path / "test.csv").write_text("a,y\n1,0\n2,1\n")
     ready(tmp_path)
     assert "test.csv: it has no column c: no values" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["tables.TableData", "table_files.TableFile", "labelled_text.OwnLabelledText", "text.OwnText", "text.shakespeare"],
+)
+def test_runs_made_before_name_the_former_modules(compose, target):
+    config = compose("model=mlp", "data=csv")
+    config.data._target_ = f"quartet.data.{target}"
+    module, _, name = upgrade(config).data._target_.rpartition(".")
+    assert hasattr(importlib.import_module(module), name)

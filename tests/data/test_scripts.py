@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quartet.data import tokenizers
+from quartet.data.text import tokenizers
 
 WORDS = {
     "English": "language model training",

@@ -48,13 +48,13 @@ class DataReport(Callback):
         report = json.loads(Path(trainer.default_root_dir, "data.json").read_text(encoding="utf-8"))
         with optional("figures of the data"):
             show_figure(trainer, "data", "report", report_figure(report), TAG)
-            if hasattr(data, "images"):
+            if hasattr(data, "raw_images"):
                 # evenly spaced over the training part
                 n_all = len(data.datasets["train"])
                 n = min(self.n_examples, n_all)
                 ids = [i * n_all // n for i in range(n)]
                 captions = [shorten(data.spec.classes[label], 12) for label in data.labels("train", ids)]
-                figure = images_figure(data.images("train", ids), captions, "training images")
+                figure = images_figure(data.raw_images("train", ids), captions, "training images")
                 show_figure(trainer, "data", "examples", figure, TAG)
             elif report.get("examples"):
                 file = Path("figures", "data_examples.md")

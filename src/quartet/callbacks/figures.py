@@ -149,9 +149,9 @@ class Figures(Callback):
         worst = worst_mistakes(prediction, target, self.n_mistakes)
         named = [(classes[target[i]], classes[prediction[i].argmax()], prediction[i].max()) for i in worst]
         data: Any = getattr(trainer, "datamodule", None)
-        if hasattr(data, "images"):
+        if hasattr(data, "raw_images"):
             captions = [f"true {shorten(a, 12)}\npredicted {shorten(b, 12)}, {p:.0%}" for a, b, p in named]
-            images = data.images(part, index[worst]) if named else np.zeros((0, 1, 1, 1))
+            images = data.raw_images(part, index[worst]) if named else np.zeros((0, 1, 1, 1))
             figure = images_figure(images, captions, f"{title}: {'worst' if named else 'no'} mistakes")
             show_figure(trainer, part, "mistakes", figure)
             return

@@ -162,6 +162,7 @@ def find_files(path: str) -> dict[str | None, str]:
         every = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except PermissionError:
         raise PermissionError(f"no permission to read the folder {path}; ask its owner") from None
+    # files named after a part, whatever their ending
     found: dict[str, list[str]] = {}
     for name in every:
         part = PART_NAMES.get(Path(name).stem.lower())
@@ -172,6 +173,7 @@ def find_files(path: str) -> dict[str | None, str]:
             raise ValueError(f"{path} has {' and '.join(files)}; keep one of them")
     if "train" in found:
         return {part: os.path.join(path, found[part][0]) for part in SPLITS if part in found}
+    # or the only table of the folder
     tables = [name for name in every if name.lower().endswith(SUFFIXES)]
     if len(tables) == 1:
         return {None: os.path.join(path, tables[0])}
@@ -385,14 +387,17 @@ def is_header(rows: list[list[str]], how: Format) -> bool:
 
     A number above numbers is a value, except if all are names such as 0, 1, 2 or years.
     """
+    # rows of another width are mistakes, which are reported later
     first, below = rows[0], [row for row in rows[1:] if len(row) == len(rows[0])]
     numbers = {name: float(name) for name in first if _is_number(name)}
     years = all(number.is_integer() and 1900 <= number <= 2100 for number in numbers.values())
     counted = any(first == [str(i + start) for i in range(len(first))] for start in (0, 1))
     counted = counted or (years and 0 < len(numbers) == sum(map(_is_number, first)))
+    # 1. a name that the user typed; but data.target=3 is a number of a column if there are no names
     named = how.named & {*first}
     if named and (counted or not all(name.isdigit() for name in named)):
         return True
+    # 2. numbers above numbers, usual names, repeated cells
     columns = [{*column} for column in zip(*below, strict=True)] or [set() for _ in first]
     if any(
         _is_number(cell) and all(map(_is_number, column - {""})) for cell, column in zip(first, columns, strict=True)
@@ -417,6 +422,7 @@ def find_wrong_line(text: str, separator: str, how: Format) -> str | None:
             f'line {reader.line_num} is not CSV ({error}); a quote inside a quoted text is written twice (""), and each '
             "quoted text must end"
         )
+    # a single odd line at the top is a title; else the lines that differ from the header are wrong
     (first, n_columns), rest = widths[0], Counter(n for _, n in widths[1:])
     if len(rest) == 1 and n_columns not in rest:
         return (

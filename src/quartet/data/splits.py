@@ -49,6 +49,7 @@ def numbered(places: Sequence[int]) -> str:
 def check_classes(labels: Sequence[Any], source: str, *, parts: Parts | None = None, where: Where = numbered) -> None:
     """Before a split: at least two classes with two examples each. With `parts`: every class trains."""
     counts = Counter(labels)
+    # after the split: every class that is evaluated, or was there, trains
     if parts is not None:
         trained = {labels[i] for i in parts["train"]}
         if not trained:
@@ -71,6 +72,7 @@ def check_classes(labels: Sequence[Any], source: str, *, parts: Parts | None = N
                 f"{source}: no example of the class {listed(map(repr, missing))} is left to train on; add examples"
             )
         return
+    # before the split
     if len(counts) < 2:
         names = listed(map(repr, map(str, counts))) or "no label at all"
         raise ValueError(
@@ -135,14 +137,17 @@ def check_duplicates(
     `given`: the official part of each sample; None counts as train. With `labels`, samples whose labels contradict each
     other are told apart from repeated ones. Raises nothing: what to do is the reader's decision.
     """
+    # 1. the places of each content
     same: dict[Any, list[int]] = {}
     for i, content in enumerate(contents):
         same.setdefault(content, []).append(i)
     duplicates = Duplicates([], [], [])
     for places in same.values():
+        # 2. copies in the last part stay, those in earlier parts overlap with it
         ranks = [0 if given is None else SPLITS.index(given[i] or "train") for i in places]
         stay = [i for i, rank in zip(places, ranks, strict=True) if rank == max(ranks)]
         duplicates.overlapping.extend((i, stay[0]) for i in places if i not in stay)
+        # 3. among those that stay: different labels, or in train a repetition
         if labels is not None and len({labels[i] for i in stay}) > 1:
             other = {i: next(j for j in stay if labels[j] != labels[i]) for i in stay}
             duplicates.contradicting.extend(other.items())
@@ -290,8 +295,10 @@ def _sizes(classes: list[int], shares: dict[str, float], random: Any) -> np.ndar
     _, val, test = (shares[part] for part in SPLITS)
     n_train, _, n_test = _rounded(np.array([n * shares[part] for part in SPLITS]), n)
     chance = 1e-6 * random.random((2, len(classes)))
+    # 1. of each class, how many are held out
     held = _rounded(counts * (val + test), n - n_train, chance[0])
     sizes = np.stack([counts.astype(int) - held, _floor(counts * val), _floor(counts * test)], axis=1)
+    # 2. how these are divided between val and test
     more = held - sizes[:, 1] - sizes[:, 2]  # 2: one for each; 1: for one of them
     sizes[more == 2, 1:] += 1
     single = np.flatnonzero(more == 1)
@@ -320,6 +327,7 @@ def _spread(classes: list[dict[Any, list[int]]], shares: dict[str, float]) -> li
     of its share of all samples, and neither takes more than that. Groups larger than a whole val or test part of their
     class come first, and train as long as they fit there: the others would be overfull.
     """
+    # 1. how many samples each part should have, in all and of each class
     n = sum(len(ids) for members in classes for ids in members.values())
     total = {part: share * n for part, share in shares.items() if share > 0}
     goals = [
@@ -327,11 +335,13 @@ def _spread(classes: list[dict[Any, list[int]]], shares: dict[str, float]) -> li
     ]
     filled, of_class = dict.fromkeys(total, 0), [dict.fromkeys(total, 0) for _ in classes]
     chosen: list[dict[Any, str]] = [{} for _ in classes]
+    # 2. large groups first
     queues = []
     for members, goal in zip(classes, goals, strict=True):
         least = min(goal.values(), default=0.0)
         by_size = sorted((-max(len(ids), least), place, group) for place, (group, ids) in enumerate(members.items()))
         queues.append([group for _, _, group in by_size])  # small ones stay in their order
+    # 3. the classes take turns, so that none of them fills the small parts
     for turn in range(max(map(len, queues), default=0)):
         for i, queue in enumerate(queues):
             if turn >= len(queue):

@@ -138,7 +138,7 @@ def test_formats(tmp_path, suffix):
     data = ready(tmp_path, channels=3, batch_size=2)
     first = int(data.ids["train"].index(sorted(data.ids["train"])[0]))
     expected = to_uint8(tmp_path / data.ids["train"][first], 3, 8).transpose(1, 2, 0)
-    assert np.array_equal(data.images("train", [first])[0], expected)
+    assert np.array_equal(data.raw_images("train", [first])[0], expected)
 
 
 def test_labels_and_images_belong_together(photos):
@@ -149,7 +149,7 @@ def test_labels_and_images_belong_together(photos):
     for part in data.ids:
         ids = range(len(data.ids[part]))
         assert [data.spec.classes[label] for label in data.labels(part, ids)] == [n[:3] for n in data.ids[part]]
-        assert [int(p[0, 0, 2] > 100) for p in data.images(part, ids)] == data.labels(part, ids)
+        assert [int(p[0, 0, 2] > 100) for p in data.raw_images(part, ids)] == data.labels(part, ids)
 
 
 # size and channels
@@ -191,7 +191,7 @@ def test_sixteen_bits_and_grey_palettes_are_grey(tmp_path):
 @pytest.mark.parametrize(("mode", "channels"), [("L", 3), ("RGB", 1)])
 def test_given_channels_win(tmp_path, mode, channels):
     data = ready(tree(tmp_path, "a", "b", n=5, mode=mode), channels=channels)
-    assert data.images("train", [0]).shape == (1, 8, 8, channels)
+    assert data.raw_images("train", [0]).shape == (1, 8, 8, channels)
 
 
 def test_nothing_outside_train_is_fitted(official):
@@ -213,7 +213,7 @@ def test_restored_in_another_place_it_is_the_same(photos, tmp_path):
     restored.fit = None  # type: ignore[method-assign]
     restored.setup()
     assert restored.ids == data.ids and restored.spec == data.spec
-    assert np.array_equal(restored.images("test", [0, 1]), data.images("test", [0, 1]))
+    assert np.array_equal(restored.raw_images("test", [0, 1]), data.raw_images("test", [0, 1]))
 
 
 @pytest.mark.parametrize("change", ["content", "name"])
@@ -485,7 +485,7 @@ def test_statistics_and_report_do_not_depend_on_where_images_are(both):
 
 def test_figures_and_examples_are_there_for_files_too(both):
     for part in ("train", "test"):
-        assert np.array_equal(*(data.images(part, np.array([2, 0])) for data in both))
+        assert np.array_equal(*(data.raw_images(part, np.array([2, 0])) for data in both))
         assert both[0].labels(part, [2, 0]) == both[1].labels(part, [2, 0])
 
 
@@ -558,7 +558,7 @@ def test_what_matters_for_the_decoded_makes_another_file(photos, cache, changes)
     ready(photos, **MAP)
     memory, mapped = ready(photos, **changes), ready(photos, **MAP, **changes)
     assert len(list(cache.glob("*.uint8"))) == 2
-    assert np.array_equal(memory.images("train", [0, 1]), mapped.images("train", [0, 1]))
+    assert np.array_equal(memory.raw_images("train", [0, 1]), mapped.raw_images("train", [0, 1]))
 
 
 def test_a_changed_image_is_seen_although_size_and_time_are_the_same(photos, cache):
@@ -570,8 +570,8 @@ def test_a_changed_image_is_seen_although_size_and_time_are_the_same(photos, cac
         file.write(bytes(before.st_size - file.tell()))
     os.utime(photos / name, ns=(before.st_atime_ns, before.st_mtime_ns))
     changed = ready(photos, **MAP)
-    assert (changed.images("train", [0]) == (255, 0, 0)).all() and len(list(cache.glob("*.uint8"))) == 2
-    assert np.array_equal(first.images("train", [1]), changed.images("train", [1]))
+    assert (changed.raw_images("train", [0]) == (255, 0, 0)).all() and len(list(cache.glob("*.uint8"))) == 2
+    assert np.array_equal(first.raw_images("train", [1]), changed.raw_images("train", [1]))
 
 
 def test_what_cannot_be_decoded_is_remembered_or_leaves_nothing(photos, cache, monkeypatch):
@@ -623,7 +623,7 @@ def test_two_processes_that_start_together_map_the_same(photos, cache, monkeypat
         return decode_all(*arguments)
 
     monkeypatch.setattr(decode, "_decode", together)
-    work = lambda: results.put(ready(photos, **MAP).images("train", range(12)))  # noqa: E731
+    work = lambda: results.put(ready(photos, **MAP).raw_images("train", range(12)))  # noqa: E731
     processes = [context.Process(target=work) for _ in range(2)]
     for process in processes:
         process.start()
@@ -631,7 +631,7 @@ def test_two_processes_that_start_together_map_the_same(photos, cache, monkeypat
     for process in processes:
         process.join()
     monkeypatch.undo()
-    assert all(np.array_equal(x, ready(photos).images("train", range(12))) for x in found)
+    assert all(np.array_equal(x, ready(photos).raw_images("train", range(12))) for x in found)
     assert len(list(cache.glob("*.uint8"))) == 1
 
 
@@ -719,7 +719,7 @@ def deep_tree(root, kind, low, high, n=12, seed=0):
 def test_images_of_more_than_8_bits_keep_their_contrast(tmp_path, kind, low, high):
     """Whatever their unit: black and white are the least and the largest value of the training part."""
     data = ready(deep_tree(tmp_path / "p", kind, low, high))
-    images = data.images("train", range(len(data.ids["train"])))
+    images = data.raw_images("train", range(len(data.ids["train"])))
     assert images.min() == 0 and images.max() == 255 and len(np.unique(images)) > 60
     said = data.preprocessing()["span"]
     assert low - 1 <= said[0] < said[1] <= high + 1
@@ -735,7 +735,7 @@ def test_values_of_another_part_do_not_change_black_and_white(tmp_path):
         deep_tree(tmp_path / part, np.float32, 0.0, high, n=4, seed=seed)
     data = ready(tmp_path)
     assert data.preprocessing()["span"][1] <= 1.0
-    assert data.images("test", [0]).max() == 255
+    assert data.raw_images("test", [0]).max() == 255
 
 
 def test_values_that_are_no_numbers(tmp_path):

@@ -222,7 +222,7 @@ def test_encoding_a_image_again_gives_what_the_network_was_trained_on(source):
         augment=augment(),
     )
     restored.restore(json.loads(json.dumps(data.preprocessing())))
-    images = data.images("val", [3, 0, 5])
+    images = data.raw_images("val", [3, 0, 5])
     assert images.dtype == np.uint8
     expected = data.normalise(data.datasets["val"].gather(torch.tensor([3, 0, 5]))["inputs"]["image"])
     assert torch.equal(restored.encode(list(images))["image"], expected)

@@ -54,8 +54,8 @@ def test_cifar_10(cifar):
 def test_mnist_and_its_like(tmp_path, name, folder, first):
     data = ready(name, sample_mnist(tmp_path, folder))
     assert data.spec.sizes == {"in_channels": 1, "image_size": 28, "n_classes": 10} and data.spec.classes[0] == first
-    assert data.images("test", range(60))[:, 0, 0, 0].tolist() == list(range(100, 160))
-    values = [*data.images("train", range(54))[:, 0, 0, 0], *data.images("val", range(6))[:, 0, 0, 0]]
+    assert data.raw_images("test", range(60))[:, 0, 0, 0].tolist() == list(range(100, 160))
+    values = [*data.raw_images("train", range(54))[:, 0, 0, 0], *data.raw_images("val", range(6))[:, 0, 0, 0]]
     assert sorted(values) == list(range(60))  # val is taken of the official training part
 
 

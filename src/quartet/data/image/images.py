@@ -155,7 +155,7 @@ class ImageDataModule(DataModule):
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         return (images.float() / 255 - self.mean) / self.std
 
-    def images(self, part: str, ids: Sequence[int]) -> np.ndarray:
+    def raw_images(self, part: str, ids: Sequence[int]) -> np.ndarray:
         """(n, S, S, C) uint8 as read, for figures; `ids` count within the part, like the `index` of a batch."""
         images = self.datasets[part].gather(torch.as_tensor(ids, dtype=torch.int64))["inputs"]["image"]
         return images.permute(0, 2, 3, 1).cpu().numpy()

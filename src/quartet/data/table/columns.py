@@ -113,6 +113,7 @@ def read_numbers(text: Text, decimal: str) -> tuple[np.ndarray, np.ndarray]:
     group = f"[{',' if decimal == '.' else '.'}'’ \u00a0\u202f]"
     whole = rf"(\d+|[1-9]\d{{0,2}}({group}\d{{3}})+)"  # 0,250 has no thousands
     digits = rf"({whole}(\{decimal}\d*)?|\{decimal}\d+)(e[+-]?\d+)?"
+    # what matches loses its thousands and gets a decimal point
     is_number = pc.match_substring_regex(text, rf"^(?i:[+-]?({digits}|inf(inity)?))$")
     plain = pc.replace_substring_regex(text, group, "")
     plain = plain if decimal == "." else pc.replace_substring(plain, ",", ".")
@@ -141,6 +142,7 @@ def find_decimal(columns: Iterable[Text], separator: str = ",") -> tuple[str, st
 
 def read_dates(text: Text, form: str) -> tuple[np.ndarray, np.ndarray]:
     """Seconds since 1970, UTC."""
+    # each distinct value is parsed once
     encoded = (text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text).dictionary_encode()
     dates = pd.to_datetime(pd.Series(encoded.dictionary.to_pylist(), dtype=str), format=form, errors="coerce", utc=True)
     moments = dates.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
@@ -201,6 +203,7 @@ def find_column(name: str, text: Text, decimal: str, date_format: str | None, ki
         return Column(name, kind, "data.kinds.ignore says so")
     if kind in ("numeric", "categorical", "boolean"):
         return Column(name, kind)
+    # values that are known; a word for "no value" is one too if nothing else tells the rows apart
     known = without(text).drop_null()
     if kind == "date":
         found = date_format or find_date_format(known)
@@ -212,9 +215,11 @@ def find_column(name: str, text: Text, decimal: str, date_format: str | None, ki
         return _date_column(name, known, found)
     if len(pc.unique(known)) < 2 and read_numbers(known, decimal)[1].all():  # "yes" or "None": names, both of them
         known = text.drop_null()
+    # rule 1: constant
     distinct = len(pc.unique(known))
     if distinct == 1:
         return Column(name, "ignore", f"it is constant ({known[0].as_py()!r})")
+    # rule 2: numbers, but not codes or a row counter
     numbers, strange = read_numbers(known, decimal)
     if not strange.any():
         whole = bool((numbers == np.floor(numbers)).all())
@@ -225,12 +230,14 @@ def find_column(name: str, text: Text, decimal: str, date_format: str | None, ki
             return Column(name, "ignore", "it counts the rows") if counts else Column(name, "numeric")
     else:
         _refuse_stray_text(name, known, strange, "numbers")
+        # rules 3 and 4: booleans, dates
         if pc.all(pc.is_in(pc.utf8_lower(known), pa.array([*TRUE, *FALSE]))).as_py():
             return Column(name, "boolean")
         given = date_format is not None and not read_dates(known, date_format)[1].any()
         if found := date_format if given else find_date_format(known):
             _refuse_stray_text(name, known, read_dates(known, found)[1], f"dates ({found})")
             return _date_column(name, known, found)
+    # rule 5: text
     if distinct > MOSTLY_DISTINCT * len(known):
         return Column(name, "ignore", f"it is text or a code that differs in {distinct} of {len(known)} training rows")
     return Column(name, "categorical")
@@ -281,6 +288,7 @@ def read_column(column: Column, text: Text, decimal: str, where: Where) -> dict[
         return {column.name: words.to_numpy(zero_copy_only=False)}
     if column.kind == "date":
         seconds, strange = read_dates(text, column.format)
+        # day and month exchanged: the training rows happened to fit the wrong order
         other = other_order(column.format)
         if strange.any() and other and not read_dates(text, other)[1].any():
             first = int(strange.argmax())

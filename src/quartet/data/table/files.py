@@ -201,6 +201,7 @@ class TableFile(Tabular):
         return numbers
 
     def _split(self, rows: Records) -> dict[str, list[int]]:
+        # 1. classes, groups and official parts
         classes = labels(rows.cells[self.target]).tolist() if self.target_kind == "class" else None
         groups, given = None, rows.parts
         if self.group is not None:
@@ -213,6 +214,7 @@ class TableFile(Tabular):
             groups = labels(text).tolist()
         if self.split_column is not None:
             given = parts_from_column(rows.cells[self.split_column].to_pylist(), str(self.path), where=rows.where)
+        # 2. the split; official parts may separate a group, or keep a class from train
         ids = self.split.assign(len(rows), labels=classes, groups=groups, given=given)
         if groups is not None:
             check_groups(groups, ids, str(self.path), where=rows.where)
@@ -281,6 +283,7 @@ class TableFile(Tabular):
 
     def _columns(self, train: Records) -> tuple[list[Column], str, str | None]:
         """The inputs with their kinds, the decimal sign, and a number that the other sign would read too."""
+        # a column without any value in train has no kind
         texts = {name: train.cells[name] for name in train.columns if self.kinds.get(name) != "ignore"}
         special = (self.target, self.split_column, self.group)
         empty = [name for name, text in texts.items() if text.null_count == len(text) and name not in special]
@@ -289,6 +292,7 @@ class TableFile(Tabular):
                 f"no value in the training rows of column {', '.join(map(repr, empty))}; leave it out with "
                 f"{option('data.kinds.ignore', *empty)}"
             )
+        # one decimal sign for the whole table: files do not mix them
         decimal, example = (self.decimal, None) if self.decimal else find_decimal(texts.values(), self._separator)
         columns = [
             find_column(name, train.cells[name], decimal, self.date_format, self.kinds.get(name))

@@ -150,6 +150,7 @@ class Tabular(DataModule):
             "cardinalities": [1 + len(column["categories"]) for column in categorical],
             "n_outputs": len(train.classes) or 1,
         }
+        # a regression target is standardised like a column
         if train.classes:
             counts = np.bincount(train.target, minlength=len(train.classes)).tolist()
             spec = Spec(sizes=sizes, classes=train.classes, class_counts=tuple(counts))

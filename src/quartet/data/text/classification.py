@@ -19,7 +19,6 @@ from torch import Tensor
 from quartet.data.memory import Batch, Order, Samples, generator
 from quartet.data.records import Format, Records, pc, read_records
 from quartet.data.report import class_table, histogram
-from quartet.data.sources import LabelledSource, LabelledText, fingerprint
 from quartet.data.spec import Spec
 from quartet.data.splits import (
     PART_NAMES,
@@ -30,8 +29,9 @@ from quartet.data.splits import (
     listed,
     parts_from_column,
 )
+from quartet.data.text.files import Reading
 from quartet.data.text.language_modeling import TextData, padded
-from quartet.data.text_files import Reading
+from quartet.data.text.sources import LabelledSource, LabelledText, fingerprint
 from quartet.say import say
 
 EXAMPLE = 100  # characters of a text shown in the report
@@ -253,6 +253,7 @@ class LabelledFiles:
                 f"{self.path} has one column (separator {records.separator!r}), a text and a label take two; say "
                 "data.separator"
             )
+        # named by the user, else by a usual name, else told by the cells
         found = {key: records.column(name, f"data.{key}") for key, name in wanted.items() if name is not None}
         for key, usual in USUAL.items():
             if key in found:
@@ -302,6 +303,7 @@ def unique_texts(rows: list[LabelledText]) -> tuple[list[LabelledText], list[str
     A given test part stays whole, a given validation part too but for texts of test; what stands there is dropped from
     train. Of texts that repeat, the first gives the label.
     """
+    # texts are equal if their words are; white space does not count
     words = [" ".join(row.text.split()) for row in rows]
     duplicates = check_duplicates(words, [row.part for row in rows])
     labels_of = Counter(text for text, _ in {(text, row.label) for text, row in zip(words, rows, strict=True)})
@@ -341,6 +343,7 @@ def bucketed(lengths: Tensor, batch_size: int, seed: int) -> Order:
 
     def order(epoch: int) -> Tensor:
         random = generator(seed, epoch)
+        # the last texts, fewer than a batch, stay at the end
         ids = torch.randperm(len(lengths), generator=random)
         n_whole = len(ids) // batch_size * batch_size
         chunks = ids[:n_whole].split(BUCKET * batch_size)

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quartet.data import tokenizers
 from quartet.data.base import DataModule
 from quartet.data.cache import Mapped
 from quartet.data.memory import Batch, Order, generator, sequential
 from quartet.data.report import histogram
-from quartet.data.sources import AnyDocument, DocumentSource, Shakespeare, fingerprint
 from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS, Split
-from quartet.data.text_files import TOKENS, Reading, TextFiles
-from quartet.data.tokenizers import Tokenizer
+from quartet.data.text import tokenizers
+from quartet.data.text.files import TOKENS, Reading, TextFiles
+from quartet.data.text.sources import AnyDocument, DocumentSource, Shakespeare, fingerprint
+from quartet.data.text.tokenizers import Tokenizer
 from quartet.say import say
 
 FIT_CHARACTERS = 2**25  # a tokenizer is fitted on about this many; more take longer and hardly change it

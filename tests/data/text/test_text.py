@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quartet.data import text_files, tokenizers
 from quartet.data.memory import MemoryLoader
-from quartet.data.sources import Document, Shakespeare
 from quartet.data.splits import Split
+from quartet.data.text import files as text_files
+from quartet.data.text import tokenizers
 from quartet.data.text.language_modeling import (
     LanguageModelingData,
     MappedWindows,
@@ -30,6 +30,7 @@ from quartet.data.text.language_modeling import (
     split_documents,
     token_blocks,
 )
+from quartet.data.text.sources import Document, Shakespeare
 
 COMMON = {"batch_size": 3, "split": [0.8, 0.1, 0.1], "split_seed": 0, "folds": None, "fold": None, "seed": 0}
 DOCUMENTS = [Document(f"{i}.txt", f"document {i} says {i * i} and {i**3}. " * 4) for i in range(20)]
@@ -416,7 +417,7 @@ def test_val_and_test_of_a_large_text_are_limited():
 
 
 def test_a_sample_is_spread_evenly_and_bounded(monkeypatch):
-    monkeypatch.setattr("quartet.data.sources.PIECE", 10)
+    monkeypatch.setattr("quartet.data.text.sources.PIECE", 10)
     documents = [Document(f"{i}", f"{i} 345678\n" * 10) for i in range(10)]  # 900 characters
     assert "".join(sample(documents, 10_000)) == "".join(document.text for document in documents)
     some = list(sample(documents, 300))
@@ -426,7 +427,7 @@ def test_a_sample_is_spread_evenly_and_bounded(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["char", "byte", "word", "bpe"])
 def test_pieces_give_the_tokens_of_the_whole(kind, monkeypatch):
-    monkeypatch.setattr("quartet.data.sources.PIECE", 50)
+    monkeypatch.setattr("quartet.data.text.sources.PIECE", 50)
     text = "def f(x):\n    return x  # it's\n\n\n" * 9 + "one two  three\tfour \n five'll\n" * 9
     tokenizer = tokenizers.fit(kind, [text], 300)
     blocks = token_blocks(tokenizer, [Document("a", text), Document("b", ""), Document("c", "x")])

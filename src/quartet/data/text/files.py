@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 from quartet.data import encodings
 from quartet.data.base import is_left_behind, user_path
 from quartet.data.cache import Cache
-from quartet.data.sources import PIECE, AnyDocument, Document, border, cut
+from quartet.data.text.sources import PIECE, AnyDocument, Document, border, cut
 from quartet.say import say
 
 BLOCK = 2**20  # bytes decoded at a time

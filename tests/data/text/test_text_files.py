@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quartet.data import text_files
-from quartet.data.text_files import FileDocument, Reading, TextFiles, find_texts
+from quartet.data.text import files as text_files
+from quartet.data.text.files import FileDocument, Reading, TextFiles, find_texts
 
 UTF8 = Reading("utf-8", None)
 SUFFIXES = [".txt", ".md"]

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quartet.data import sources
-from quartet.data.sources import Document, Shakespeare, StandardLibrary, StandardLibraryTopics
+from quartet.data.text import sources
+from quartet.data.text.sources import Document, Shakespeare, StandardLibrary, StandardLibraryTopics
 
 
 @pytest.fixture

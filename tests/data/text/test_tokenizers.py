@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quartet.data import tokenizers
-from quartet.data.tokenizers import KINDS
+from quartet.data.text import tokenizers
+from quartet.data.text.tokenizers import KINDS
 
 TEXTS = [
     "def attend(q, k):\n    return q @ k  # scores\n\n\n" * 5,
