@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from quartet.data.image import decode, folders, images
+from quartet.data.image import decode, folders
 from quartet.data.image.augment import Augment
 from quartet.data.image.decode import to_uint8
 from quartet.data.image.folders import list_images
@@ -659,7 +659,7 @@ def test_ranks_share_each_batch(photos):
 @pytest.mark.parametrize(("cores", "world", "n_workers"), [(8, 1, 7), (8, 2, 3), (1, 1, 1)])
 def test_workers_leave_a_core_to_training(photos, monkeypatch, cores, world, n_workers):
     data = ready(photos, memory_gb=0.0, num_workers=None)
-    monkeypatch.setattr(images, "n_cores", lambda: cores)
+    monkeypatch.setattr(folders, "n_cores", lambda: cores)
     monkeypatch.setattr(FolderData, "world", world)
     started = []
     monkeypatch.setattr(decode, "DataLoader", lambda *args, **settings: started.append(settings) or [])

@@ -101,12 +101,14 @@ class Augment:
 def random_crop(images: Tensor, pixels: int, fill: str) -> Tensor:
     """Each image of (B, C, S, S) moved by -pixels … pixels in both directions, onto black or its mirror image."""
     B, _, S, _ = images.shape
+    # 1. Pad; mirrored by hand, because F.pad mirrors floats only
     if fill == "zero":
         padded = F.pad(images, (pixels,) * 4)
-    else:  # by hand: F.pad mirrors floats only
+    else:
         place = torch.arange(-pixels, S + pixels, device=images.device)
         mirrored = S - 1 - (S - 1 - place.abs()).abs()  # -1 -> 1, S -> S - 2
         padded = images.index_select(2, mirrored).index_select(3, mirrored)
+    # 2. One of all windows for each image
     windows = padded.unfold(2, S, 1).unfold(3, S, 1)  # (B, C, 2 pixels + 1, 2 pixels + 1, S, S), a view
     top, left = torch.randint(2 * pixels + 1, (2, B), device=images.device)
     return windows[torch.arange(B, device=images.device), :, top, left]
@@ -138,7 +140,8 @@ def rand_augment(images: Tensor, magnitude: int) -> Tensor:
     """Two operations on each image of (B, C, S, S) uint8; images that drew the same one are changed together."""
     operations = randaugment_operations(magnitude / MAX_MAGNITUDE, images.shape[-1])
     for _ in range(2):
-        drawn = torch.randint(2 * len(operations), (len(images),), device=images.device).cpu()  # operation and sign
+        # a number stands for an operation and a sign
+        drawn = torch.randint(2 * len(operations), (len(images),), device=images.device).cpu()
         changed = images.clone()
         for number in drawn.unique().tolist():
             ids = (drawn == number).nonzero()[:, 0].to(images.device)
@@ -151,8 +154,9 @@ def randaugment_operations(m: float, size: int) -> list[Callable[[Tensor, int], 
     """RandAugment's operations on uint8 images at magnitude 0 to 1; the second argument is a sign, 1 or -1."""
     from torchvision.transforms.v2 import functional as T  # here: the import takes longer than digits take to train
 
+    # the paper moves images of 331 pixels by up to 150
     shear = math.degrees(math.atan(0.3 * m))
-    move = int(150 / 331 * size * m)  # pixels; the paper's 150 are of images of 331
+    move = int(150 / 331 * size * m)  # pixels
 
     def affine(x: Tensor, translate: list[int], sheared: list[float]) -> Tensor:
         return T.affine(x, angle=0.0, translate=translate, scale=1.0, shear=sheared, center=[0.0, 0.0])  # type: ignore

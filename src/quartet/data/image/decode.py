@@ -79,6 +79,7 @@ def to_uint8(image: Any, channels: int, size: int, value_range: ValueRange | Non
 
 def moments(images: np.ndarray) -> np.ndarray:
     """(N, C, S, S) uint8 -> (N, C, 2): the sum of the values of each channel and of their squares."""
+    # integers: the sums are exact, and the same in whatever order threads decode
     values = images.astype(np.int64)
     return np.stack([values.sum((2, 3)), np.einsum("ncxy,ncxy->nc", values, values)], axis=-1)
 
@@ -122,7 +123,8 @@ class ImageStore:
             return torch.from_numpy(self.format.read([self.paths[row] for row in rows.tolist()]))
         if self.mapped is not None:
             self.mapped.count(len(rows) * math.prod(self.format.shape))
-        return self.images.index_select(0, rows)
+        # parts share a store: another part may have moved it already
+        return self.images.index_select(0, rows.to(self.images.device))
 
     def to(self, device: torch.device) -> torch.device:
         """Move what is in memory to the device that trains; of the rest, Lightning moves the batches."""
@@ -154,6 +156,7 @@ def decode_to_memmap(
 
     The file holds the images, (N, C, S, S), their moments as npy, and [row, reason] of the undecodable ones as JSON.
     """
+    # 1. Write the file if no earlier run has, under a name that says everything it depends on
     image_bytes = math.prod(format.shape)
     n_bytes = len(files) * image_bytes
 
@@ -162,7 +165,8 @@ def decode_to_memmap(
         lock = threading.Lock()
 
         def keep(i: int, image: np.ndarray) -> None:
-            with lock:  # written, not mapped: a full disk is an error here, and would be a SIGBUS in a map
+            # written, not mapped: a full disk is an error here, and would be a SIGBUS in a map
+            with lock:
                 file.seek(i * image_bytes)
                 file.write(image.tobytes())
 
@@ -174,6 +178,7 @@ def decode_to_memmap(
 
     key = CACHE.key("uint8", contents, format.channels, format.size, format.value_range, PIL.__version__)
     cached = CACHE.made(key, write, n_bytes)
+    # 2. The moments are read, the images are mapped
     with open(cached, "rb") as file:
         file.seek(n_bytes)
         sums, problems = np.load(file), {files[i]: reason for i, reason in json.load(file)}
@@ -235,6 +240,7 @@ class ImageDataset:
             batch_size=None,
             num_workers=n_workers,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # the global one is for augmentation: a resumed run must find it as it was
+            # the global generator is for augmentation: a resumed run must find it as it was
+            generator=torch.Generator(),
         )
         return iter(loader)

@@ -98,13 +98,11 @@ def list_images(path: str) -> tuple[list[ImageFile], int]:
                     f"{os.path.join(shown, label)} holds no images ({' '.join(SUFFIXES)}); add some or delete the folder"
                 )
             n_all += len(below)
-            files += [ImageFile(as_text(n), os.path.join(root, n), as_text(label), part) for n in images]
+            for name in images:
+                # names go into JSON: bytes that are not UTF-8 are spelt out, as caf\xe9
+                shown_name, shown_label = (os.fsencode(x).decode("utf-8", "backslashreplace") for x in (name, label))
+                files.append(ImageFile(shown_name, os.path.join(root, name), shown_label, part))
     return sorted(files), n_all - len(files)
-
-
-def as_text(name: str) -> str:
-    """A file name that is not UTF-8 with its bytes spelt out, as caf\\xe9."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _list_folder(folder: str) -> tuple[list[str], list[str]]:
@@ -131,6 +129,7 @@ def probe(path: str) -> ImageInfo:
     """Raises an exception for anything but an image, and ValueError for a single pixel: blown up, it teaches nothing."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe might wait forever
         raise ValueError("not a file")
+    # the whole file, because its hash finds copies and names the cache
     with open(path, "rb") as file:
         content = file.read()
     if not content:

@@ -22,19 +22,10 @@ from torch import Tensor
 from quartet import arguments
 from quartet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, Rule
 from quartet.data.base import DataModule
-from quartet.data.image import decode
+from quartet.data.image import decode, folders
 from quartet.data.image.augment import Augment
 from quartet.data.image.decode import ImageDataset, ImageFormat, ImageStore, to_uint8
-from quartet.data.image.folders import (
-    ImageInfo,
-    Problems,
-    ValueRange,
-    fingerprint,
-    list_images,
-    n_cores,
-    probe,
-    run_in_threads,
-)
+from quartet.data.image.folders import ImageInfo, Problems, ValueRange, list_images, probe, run_in_threads
 from quartet.data.memory import MemoryLoader, Order
 from quartet.data.report import class_table
 from quartet.data.spec import Spec
@@ -108,6 +99,7 @@ class ImageDataModule(DataModule):
     def fit(self, train: ImageDataset) -> dict[str, Any]:
         channels, size = train.store.format.channels, train.store.format.size
         mean, std = channel_statistics(train.moments, len(train) * size**2)
+        # a set of one colour is a broken export; a nearly flat one may be meant
         if not any(std):
             raise ValueError(
                 "the training images are all of one and the same colour; there is nothing to learn in them"
@@ -130,6 +122,7 @@ class ImageDataModule(DataModule):
             )
         self.mean = torch.tensor(preprocessing["mean"])[:, None, None]  # (C, 1, 1)
         self.std = torch.tensor(preprocessing["std"])[:, None, None]
+        # runs of before images of 16 bits have no range
         span = preprocessing.get("span")
         self.value_range = span and (float(span[0]), float(span[1]))
         if self.value_range and not self.value_range[0] < self.value_range[1]:
@@ -147,6 +140,7 @@ class ImageDataModule(DataModule):
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         images = batch["inputs"]["image"]  # (B, C, S, S) uint8
         training = self.trainer is not None and self.trainer.training
+        # crops and colours work on pixel values, erasing and mixing on normalised ones, whose mean is 0
         images = self.normalise(self.augment.raw(images) if training else images)
         batch = {**batch, "inputs": {"image": images}}
         return self.augment.normalised(batch) if training else batch
@@ -248,8 +242,11 @@ class FolderData(ImageDataModule):
         kept = [file for i, file in enumerate(readable) if i not in left_out]  # sorted, however they are split
         if not kept:
             raise ValueError(f"{source} has no image that can be read and is in one part and class; bring some")
+
         # 3. Split; every class must train
-        names_of = lambda ids: listed(kept[i].name for i in ids)  # noqa: E731
+        def names_of(ids: Sequence[int]) -> str:
+            return listed(kept[i].name for i in ids)
+
         labels = [file.label for file in kept]
         trainable = [file for file in kept if file.part in (None, "train")]
         check_classes([x.label for x in trainable], source, where=lambda ids: listed(trainable[i].name for i in ids))
@@ -290,20 +287,23 @@ class FolderData(ImageDataModule):
         for note in notes:
             say(note)
         self._notes = [*notes, *places]
-        return parts, fingerprint(files, infos)
+        return parts, folders.fingerprint(files, infos)
 
     def choose_format(self, train: list[ImageInfo]) -> ImageFormat:
         """Channels, size and value range of the training images; those of the run if the module is restored."""
         if self._preprocessing is not None:
             sizes = self.spec.sizes
             return ImageFormat(sizes["in_channels"], sizes["image_size"], self.value_range)
+        # 1. One channel if nothing is lost by it
         channels = self.channels if isinstance(self.channels, int) else 1 if all(info.grey for info in train) else 3
+        # 2. The size that all share, unless training on it would be slow
         size, sides = self.image_size, {side for info in train for side in info.size}
         if size is None and len(sides) == 1 and max(sides) <= LARGEST_FOUND:
             size = max(sides)
         elif size is None:
             size = USUAL_SIZE
             say(f"images are resized to {size}×{size}; data.image_size=<pixels> says otherwise")
+        # 3. The smallest value of deep images is black, the largest white
         ranges = [info.value_range for info in train if info.value_range is not None]
         if ranges:
             low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -329,7 +329,7 @@ class FolderData(ImageDataModule):
         dataset = loader.dataset
         assert isinstance(dataset, ImageDataset)
         if dataset.store.images is None:
-            n_workers = max(1, n_cores() // self.world - 1) if self.num_workers is None else self.num_workers
+            n_workers = max(1, folders.n_cores() // self.world - 1) if self.num_workers is None else self.num_workers
             loader.batches = partial(dataset.batches, n_workers)
         return loader
 

@@ -59,6 +59,7 @@ class TorchvisionSet:
         root = str(cache_directory()) if self.path is None else user_path(self.path)
         own_copy = f"data.path=<the folder that holds {known.folder}>"
         parts: list[Any] = []
+        # 1. Both official parts, downloaded if that is allowed
         for train in (True, False):
             try:
                 parts.append(getattr(datasets, known.name)(root, train=train))
@@ -79,6 +80,7 @@ class TorchvisionSet:
                     f"{known.name} cannot be fetched into {root}: {reason}; try again, or give a copy of your own: "
                     f"{own_copy}"
                 ) from None
+        # 2. One array of both, channels first
         images = np.concatenate([np.asarray(part.data) for part in parts])  # (N, H, W) or (N, H, W, 3)
         images = images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         labels = np.concatenate([np.asarray(part.targets) for part in parts])
