@@ -132,15 +132,16 @@ def test_every_row_of_the_results_names_its_experiment():
 
 
 def commands() -> list[str]:
-    """The lines of the README's shell blocks that start a script."""
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    """The lines of shell blocks, in the README and in docs/, that train."""
+    pages = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
     blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return sorted({line for line in lines if line.startswith("python scripts/train.py")})
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_training_command_of_the_readme_composes(command, compose):
+def test_every_training_command_of_the_pages_composes(command, compose):
     """With the first, second … value of each parameter that is swept; of an interval its lower end."""
     import shlex
 
