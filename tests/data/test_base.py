@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from quartet.data.image.augment import Augment
 from quartet.data.base import user_path
+from quartet.data.image.augment import Augment
 from quartet.data.image.images import ImageData
 from quartet.data.image.sets import Digits
 from quartet.data.spec import Spec
