@@ -131,6 +131,14 @@ def test_every_row_of_the_results_names_its_experiment():
     assert set(rows) == experiments, set(rows) ^ experiments
 
 
+def test_the_chinese_readme_has_the_same_commands():
+    """In the same order; comments are translated."""
+    pages = [(PROJECT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md")]
+    blocks = ["".join(re.findall(r"```bash\n(.*?)```", page, re.S)) for page in pages]
+    english, chinese = ([line.split(" #")[0].strip() for line in block.splitlines()] for block in blocks)
+    assert chinese == english
+
+
 def commands() -> list[str]:
     """The lines of shell blocks, in the README and in docs/, that train."""
     pages = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
