@@ -236,7 +236,7 @@ def test_data_that_have_moved(script, outputs, tmp_path):
     table.rename(moved)
     fails(
         script("evaluate", "run=run"),
-        "there is no such file; if the data have moved, say where they are: data.path=<path>",
+        "a.csv does not exist; if the data have moved, say where they are: data.path=<path>",
     )
     assert script("evaluate", "run=run", f"data.path={moved}").stdout == before
     assert script("evaluate", "run=run", "data.path=new/b, c.csv").stdout == before

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# fonts with many letters, by their files: the first that has what is missing is taken
+# file names of fonts with many scripts; of the installed fonts these are tried first
 KNOWN = re.compile(
     r"noto ?sans|source ?han|pingfang|hiragino|msyh|yahei|simhei|wqy|ipa|malgun|nanum|emoji|symbola", re.I
 )
@@ -33,10 +33,10 @@ def lettered(figure: Figure) -> Iterator[None]:
     from matplotlib.text import Text
 
     texts: list[Any] = figure.findobj(Text)
-    own = _letters(None)
+    own = letters(None)
     for text in texts:
         missing = frozenset(map(ord, text.get_text())) - own - {ord("\n")}
-        if missing and (others := _fonts(missing)):
+        if missing and (others := fallback_fonts(missing)):
             text.set_fontfamily([*text.get_fontfamily(), *others])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(Glyph .* missing|.*[Ff]ont)")
@@ -44,24 +44,24 @@ def lettered(figure: Figure) -> Iterator[None]:
 
 
 @cache
-def _letters(path: str | None) -> frozenset[int]:
-    """What a font file can draw, that of matplotlib's own where it is None; nothing where it cannot be read."""
+def letters(path: str | None) -> frozenset[int]:
+    """The characters that a font file can draw (None: matplotlib's own); none if it cannot be read."""
     from matplotlib.font_manager import findfont, get_font
 
-    with suppress(Exception):  # pictures in place of outlines, damaged files
+    with suppress(Exception):  # bitmaps in place of outlines, damaged files
         return frozenset(get_font(path or findfont("DejaVu Sans")).get_charmap())
     return frozenset()
 
 
 @cache
-def _fonts(missing: frozenset[int]) -> tuple[str, ...]:
-    """The names of installed fonts that together have most of these letters."""
+def fallback_fonts(missing: frozenset[int]) -> tuple[str, ...]:
+    """The names of installed fonts that together have most of these characters."""
     from matplotlib.font_manager import findSystemFonts, fontManager, get_font
 
     families = []
     for path in sorted(findSystemFonts(), key=lambda path: (not KNOWN.search(path), "bold" in path.lower(), path)):
-        if missing & _letters(path):
-            missing -= _letters(path)
+        if missing & letters(path):
+            missing -= letters(path)
             fontManager.addfont(path)  # matplotlib's list may be older than the font
             families.append(get_font(path).family_name)
         if not missing:

@@ -76,14 +76,14 @@ def test_an_installed_font_is_found_for_letters_that_matplotlib_lacks(monkeypatc
 
     mono = findfont("DejaVu Sans Mono")
     letters = {None: frozenset(map(ord, "ab")), mono: frozenset(map(ord, "病"))}
-    monkeypatch.setattr(lettering, "_letters", lambda path: letters.get(path, frozenset()))
+    monkeypatch.setattr(lettering, "letters", lambda path: letters.get(path, frozenset()))
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: ["/no/such.ttf", mono])
-    lettering._fonts.cache_clear()
+    lettering.fallback_fonts.cache_clear()
     figure = lettering.new_figure()
     one, two = figure.text(0, 0, "ab"), figure.text(0, 0, "a病")
     with lettering.lettered(figure):
         pass
-    lettering._fonts.cache_clear()
+    lettering.fallback_fonts.cache_clear()
     assert "DejaVu Sans Mono" in two.get_fontfamily() and "DejaVu Sans Mono" not in one.get_fontfamily()
 
 

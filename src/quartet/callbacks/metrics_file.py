@@ -1,4 +1,4 @@
-"""metrics.csv: every logged value, one row for each time something was logged, continued where a run is resumed."""
+"""metrics.csv: every logged value, one row for each time something was logged, continued if a run is resumed."""
 
 from __future__ import annotations
 
@@ -20,22 +20,12 @@ class MetricsFile(Logger):
     process wrote after its last checkpoint.
     """
 
+    name = version = ""  # type: ignore[assignment]
+
     def __init__(self, *, save_dir: str):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self._columns: list[str] = []
-
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        return str(self.path.parent)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -45,27 +35,24 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
         if not row.keys() <= set(self._columns):
-            self._rewrite(row, read_metrics(self.path))
+            self._rewrite(read_metrics(self.path), {*self._columns, *row})
         with self.path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
     @rank_zero_only
     def truncate_from(self, step: int) -> None:
         """Forget what was logged at this step and after it."""
-        rows = read_metrics(self.path)
         if self.path.is_file():
-            self._rewrite(
-                dict.fromkeys(rows[0] if rows else ["step"]), [row for row in rows if int(row["step"]) < step]
-            )
+            rows = read_metrics(self.path)
+            self._rewrite([row for row in rows if int(row["step"]) < step], {*(rows[0] if rows else ())})
 
-    def _rewrite(self, row: dict[str, Any], kept: list[dict[str, str]]) -> None:
-        """The kept rows under a header that knows the names of the new row too, put in place at once."""
-        names = dict.fromkeys(name for known in (*kept[:1], row) for name in known) | dict.fromkeys(self._columns)
-        self._columns = ["step", *sorted(names.keys() - {"step"})]
+    def _rewrite(self, rows: list[dict[str, str]], names: set[str]) -> None:
+        """Replace the file atomically by these rows under a header that has `names` too."""
+        self._columns = ["step", *sorted(names.union(*rows[:1]) - {"step"})]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self.path.with_suffix(".tmp")
         with fresh.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
-            writer.writerows(kept)
+            writer.writerows(rows)
         fresh.replace(self.path)

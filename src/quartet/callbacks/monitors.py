@@ -15,13 +15,11 @@ from quartet.optim import gradient_norm
 
 
 class NotFinite(ValueError):
-    """Training has broken down; says how to go about it."""
+    """Training has diverged; `what` is not finite."""
 
     def __init__(self, what: str):
-        super().__init__(
-            f"{what}: training broke down; try a smaller optimizer.lr, a smaller trainer.gradient_clip_val "
-            "or trainer.precision=32-true"
-        )
+        remedy = "try a smaller optimizer.lr, a smaller trainer.gradient_clip_val or trainer.precision=32-true"
+        super().__init__(f"{what}: training broke down; {remedy}")
 
 
 class FiniteLoss(Callback):
@@ -50,7 +48,7 @@ class LearningRate(Callback):
 
 
 class Throughput(Callback):
-    """Logs `throughput/tokens_per_second`, or `samples_…` where a sample has one target; counts the whole global batch.
+    """Logs `throughput/tokens_per_second`, or `samples_…` if a sample has one target; counts the whole global batch.
 
     Time runs from the start of a batch to the end of the last one before a validation, so validation, figures and
     checkpoints written there are left out, while loading batches is included. The logged value is that since the last
@@ -83,13 +81,18 @@ class Throughput(Callback):
         self._count_time()
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         if stepped and is_logging_step(trainer, self._step):
-            self._log(pl_module)
+            (total, seconds), self._logged = self._logged, (self.total, self.seconds)
+            if self.seconds > seconds:
+                pl_module.log(f"throughput/{self.unit}_per_second", (self.total - total) / (self.seconds - seconds))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._pause(pl_module.device)
+        """Stop the clock."""
+        if self._since is not None and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)  # the queue still holds training steps
+            self._count_time()
+        self._since = None
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._pause(pl_module.device)
+    on_train_end = on_validation_start
 
     def state_dict(self) -> dict[str, Any]:
         return {"total": self.total, "seconds": self.seconds}
@@ -103,20 +106,6 @@ class Throughput(Callback):
         assert self._since is not None, "a batch ended that did not start"
         self.seconds, self._since = self.seconds + now - self._since, now
 
-    def _pause(self, device: torch.device) -> None:
-        if self._since is None:
-            return
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the queue still holds training steps
-            self._count_time()
-        self._since = None
-
-    def _log(self, task: LightningModule) -> None:
-        total, seconds = self._logged
-        self._logged = (self.total, self.seconds)
-        if self.seconds > seconds:
-            task.log(f"throughput/{self.unit}_per_second", (self.total - total) / (self.seconds - seconds))
-
 
 def is_logging_step(trainer: Trainer, step: int) -> bool:
     """Whether the loggers write what is logged in optimizer step number `step`, the first being 1."""
@@ -125,13 +114,12 @@ def is_logging_step(trainer: Trainer, step: int) -> bool:
 
 
 def learning_rates(groups: list[dict[str, Any]]) -> dict[str, float]:
-    """Names and rates of parameter groups; one name where all rates are the same."""
+    """Names and rates of parameter groups; one name if all rates are the same."""
     first = groups[0]["lr"]
-    others = {f"optim/lr_{_name(g, i)}": float(g["lr"]) for i, g in enumerate(groups) if g["lr"] != first}
-    return {"optim/lr": float(first), **others}
-
-
-def _name(group: dict[str, Any], number: int) -> str:
-    """MuonAdamW's groups have the rates of two optimizers, several groups each."""
-    optimizer = {True: "muon", False: "adamw"}.get(group.get("use_muon"), number)  # type: ignore[call-overload]
-    return str(group.get("name", optimizer))
+    rates = {"optim/lr": float(first)}
+    for number, group in enumerate(groups):
+        if group["lr"] != first:
+            # MuonAdamW's groups have the rates of two optimizers, several groups each
+            optimizer = {True: "muon", False: "adamw"}.get(group.get("use_muon"), number)  # type: ignore[call-overload]
+            rates[f"optim/lr_{group.get('name', optimizer)}"] = float(group["lr"])
+    return rates

@@ -23,7 +23,7 @@ class RunTensorBoard(TensorBoardLogger):
 
     @rank_zero_only
     def truncate_from(self, step: int) -> None:
-        """In a run that is resumed: TensorBoard hides what was logged at this step and after it, before."""
+        """When a run is resumed: TensorBoard hides what was logged before at this step and after it."""
         writer = self.experiment._get_file_writer()
         writer.add_event(Event(file_version="brain.Event:2"), step)
         writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
@@ -34,12 +34,12 @@ class RunTensorBoard(TensorBoardLogger):
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
     def save(self) -> None:
-        if self._experiment is not None:
+        if self._experiment is not None:  # the property would create an event file
             self._experiment.flush()
 
 
 def summary_writer(loggers: Iterable[Logger]) -> Any | None:
-    """The SummaryWriter of the first TensorBoard logger, None where there is none (and on other ranks than zero)."""
+    """The SummaryWriter of the first TensorBoard logger; None without one, and on ranks other than zero."""
     writers = (logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger))
     return next((writer for writer in writers if hasattr(writer, "get_logdir")), None)
 
@@ -65,39 +65,32 @@ class Overlay(Callback):
         self._written: dict[str, Any] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._write(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer)
-
-    def _write(self, trainer: Trainer) -> None:
         writer, charts = summary_writer(trainer.loggers), layout(trainer.logged_metrics)
-        if trainer.is_global_zero and writer is not None and charts != self._written:
+        if trainer.state.fn == "fit" and writer is not None and charts != self._written:
             writer.add_custom_scalars(charts)
             self._written = charts
+
+    on_train_end = on_validation_end
 
 
 def layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     """Category -> chart -> ["Multiline", patterns] for the tags that exist; patterns are regular expressions."""
     tags = sorted(tags)
-    names = dict.fromkeys(tag.split("/", 1)[1] for tag in tags if re.match(r"(train|val)/", tag))
-    both = {
-        name: ["Multiline", [f"^{re.escape(tag)}$" for tag in (f"train/{name}", f"val/{name}") if tag in tags]]
-        for name in sorted(names, key=lambda name: (name != "loss", name))
-    }
-    training = {
-        title: ["Multiline", [pattern]]
-        for title, pattern in OPTIMISATION.items()
-        if any(re.match(pattern, tag) for tag in tags)
-    }
+    both, training = {}, {}
+    names = {tag.split("/", 1)[1] for tag in tags if re.match(r"(train|val)/", tag)}
+    for name in sorted(names, key=lambda name: (name != "loss", name)):  # the loss comes first
+        existing = [tag for tag in (f"train/{name}", f"val/{name}") if tag in tags]
+        both[name] = ["Multiline", [f"^{re.escape(tag)}$" for tag in existing]]
+    for title, pattern in OPTIMISATION.items():
+        if any(re.match(pattern, tag) for tag in tags):
+            training[title] = ["Multiline", [pattern]]
     return {title: charts for title, charts in (("train and validation", both), ("training", training)) if charts}
 
 
 def write_hparams(
     logger: Logger, hparams: Mapping[str, Any], metrics: Mapping[str, float], step: int = 0, known: Iterable[str] = ()
 ) -> None:
-    """The HPARAMS tab of a finished run: its settings beside its final metrics; another kind of logger is left alone.
+    """The HPARAMS tab of a finished run: its settings beside its final metrics; other kinds of loggers are left alone.
 
     `hparams` may be nested: keys become dotted, lists become text, null is left out. `metrics` are written as
     `result/<name>`: TensorBoard takes a column's value from the last point of the curve of that name, and the result

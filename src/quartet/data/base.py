@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning import LightningDataModule
 
 from quartet.data.memory import Dataset, MemoryLoader, Order, sequential, shuffled
 from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS, Split
+from quartet.system.lightning_compat import batches_seen
 from quartet.typed import user_path as user_path
 
 
@@ -187,12 +188,6 @@ def _refuse_twins(classes: Sequence[str]) -> None:
             raise ValueError(
                 f"the classes {twin!a} and {name!a} look the same, {name}; write them in the same way in the data"
             )
-
-
-def batches_seen(trainer: Trainer) -> tuple[int, int]:
-    """Whole epochs, and batches of the present epoch, that training has seen before the next batch."""
-    loop: Any = trainer.fit_loop
-    return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.ready
 
 
 def seed_step(device: torch.device, *position: int) -> None:

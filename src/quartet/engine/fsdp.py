@@ -19,6 +19,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+from quartet.system.lightning_compat import set_data_parallel_size, unwrap_optimizer
+
 
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, with the network sharded here and with checkpoints as of one device.
@@ -33,7 +35,7 @@ class ShardedStrategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        set_data_parallel_size(self)
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
@@ -82,7 +84,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return self._whole(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return self._whole(getattr(optimizer, "_optimizer", optimizer).state_dict())
+        return self._whole(unwrap_optimizer(optimizer).state_dict())
 
     def _whole(self, tree: dict[str, Any]) -> dict[str, Any]:
         """Shards gathered on the CPU of the first worker; the others keep none."""
