@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
 
 
 def sample_table(folder: Path, n: int = 120) -> Path:
@@ -112,3 +116,25 @@ def sample_labelled_text(folder: Path, n: int = 60) -> Path:
     path = folder / "reviews.tsv"
     path.write_text("".join("\t".join((f"{words[i % 2][0]} {i}", words[i % 2][1])) + "\n" for i in range(n)))
     return path
+
+
+def check_that_only_train_is_fitted(data, changed) -> None:
+    """`changed` has other samples in val and test than `data`: fingerprints differ, nothing that was fitted does."""
+    assert data.ids == changed.ids
+    before, after = data.preprocessing(), changed.preprocessing()
+    assert before.pop("fingerprint") != after.pop("fingerprint")
+    assert before == after
+
+
+def check_that_texts_are_restored(data, restored, other) -> None:
+    """From the preprocessing of `data` `restored` encodes and batches alike; `other`, which reads other data, is refused."""
+    preprocessing = json.loads(json.dumps(data.preprocessing()))
+    restored.restore(preprocessing)
+    assert restored.spec == data.spec  # before any data are read
+    assert restored.encode(["a text"])["tokens"].tolist() == data.encode(["a text"])["tokens"].tolist()
+    restored.setup()
+    for a, b in zip(data.train_dataloader(), restored.train_dataloader(), strict=True):
+        assert torch.equal(a["inputs"]["tokens"], b["inputs"]["tokens"]) and torch.equal(a["target"], b["target"])
+    other.restore(preprocessing)
+    with pytest.raises(ValueError, match="the data have changed since the run"):
+        other.setup()

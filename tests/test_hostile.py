@@ -123,7 +123,7 @@ def weight_position(path: Path) -> int:
 
 
 PICKLE, DAMAGED = (
-    "is no checkpoint, or holds more than tensors and plain data; it was not loaded",
+    "is not a checkpoint, or holds more than tensors and plain data; it was not loaded",
     "is damaged; it was not",
 )
 CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
@@ -136,7 +136,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], Any], str]] = {
     "truncated": (lambda path, harm: os.truncate(path, path.stat().st_size * 2 // 3), DAMAGED),
     "empty": (lambda path, harm: path.write_bytes(b""), DAMAGED),
     "a flipped bit": (lambda path, harm: flip(path, weight_position(path)), DAMAGED),
-    "a list": (lambda path, harm: torch.save([1, 2], path), "is no checkpoint of a run: it has no state_dict"),
+    "a list": (lambda path, harm: torch.save([1, 2], path), "is not a checkpoint of a run: it has no state_dict"),
     "no weights": (lambda path, harm: change(path, lambda c: c.pop("state_dict")), "run: it has no state_dict; restore"),
     "texts for weights": (lambda path, harm: change(path, lambda c: c.update(state_dict={"a": "b"})), "no tensors as state"),
 }  # fmt: skip
@@ -183,7 +183,7 @@ def test_a_last_checkpoint_that_lacks_a_part(run, compose, part):
     for changed in ({}, {part: None}, *({part: nothing} for nothing in empty)):
         rest = {name: value for name, value in whole.items() if name != part}
         torch.save(rest | changed, good.checkpoints / "last.ckpt")
-        assert f"last.ckpt is no checkpoint of a run: it has no {part};" in refusal(resume, good, compose)
+        assert f"last.ckpt is not a checkpoint of a run: it has no {part};" in refusal(resume, good, compose)
 
 
 WRONG = {

@@ -229,8 +229,8 @@ def test_an_interrupted_command_says_how_to_go_on_and_going_on_gives_the_same(sc
     [
         (["resume=latest"], "no run below .* was interrupted or killed; name one that failed or was pruned"),
         (["resume=nowhere"], r"resume=nowhere is not a run directory \(no config.yaml in it\); try resume=latest"),
-        (["resume=latest", "optimizer.lr=1"], r"resume=latest goes on with a run as it was; leave out optimizer.lr=1"),
-        (["-m", "resume=latest"], "resume=latest goes on with a run as it was; leave out -m"),
+        (["resume=latest", "optimizer.lr=1"], r"resume=latest resumes a run as it was; leave out optimizer.lr=1"),
+        (["-m", "resume=latest"], "resume=latest resumes a run as it was; leave out -m"),
         (
             ["model=mlp", "trainer=fsdp", "callbacks=ema"],
             "callbacks.ema averages whole weights, trainer=fsdp holds shards",

@@ -265,7 +265,7 @@ def test_mistakes_of_generation_are_named_together(short_run):
             next(generate(run, **{**settings, **changes}))
         assert [line.split()[0] for line in str(error.value).splitlines()] == [*settings][1:]
     sound = {"max_tokens": 1, "temperature": 1, "top_k": None, "top_p": None, "seed": 0}
-    with pytest.raises(ValueError, match="is no language model"):
+    with pytest.raises(ValueError, match="is not a language model"):
         next(generate(Run.open("latest"), **{**settings, **sound}))
 
 

@@ -26,7 +26,7 @@ from quartet.engine import weights
 from quartet.engine.fit import prepare, train
 from quartet.engine.weights import read_checkpoint
 from quartet.models.image import TorchvisionClassifier
-from quartet.run import Run
+from quartet.run import Run, make_paths_absolute
 
 QUIET = ["callbacks=none", "logger=none", "trainer.accelerator=cpu", "trainer.max_steps=-1", "trainer.max_epochs=1"]
 TINY = {
@@ -81,7 +81,7 @@ def weights_of(run: Run, name: str = "best.ckpt") -> dict[str, torch.Tensor]:
 
 def started(config: DictConfig) -> tuple[Any, Any]:
     """Data module and network at step 0."""
-    weights.make_absolute(config)
+    make_paths_absolute(config)
     data, task, *_ = prepare(Run.create(config))
     return data, task.network
 
@@ -146,7 +146,7 @@ def test_the_run_names_its_source_wherever_it_is_opened(configure, tmp_path, mon
     source = untrained_run(configure("image_small"))
     monkeypatch.chdir(source.directory.parent)
     config = configure("image_small", f"finetune.init_from={source.directory.name}")
-    weights.make_absolute(config)
+    make_paths_absolute(config)
     assert Run.create(config).config.finetune.init_from == str(source.directory)
 
 
@@ -199,12 +199,6 @@ def test_a_run_that_is_not_there(configure, tmp_path):
         create_and_train(configure("rnn", f"finetune.init_from={source.directory}"))
 
 
-def test_latest_is_refused_in_a_sweep(configure, monkeypatch):
-    monkeypatch.setattr(weights, "in_sweep", lambda: True)
-    with pytest.raises(ValueError, match=r"finetune.init_from=latest would be another run in each job of a sweep"):
-        create_and_train(configure("rnn", "finetune.init_from=latest"))
-
-
 class Harm:
     def __reduce__(self):
         return print, ("harm",)
@@ -222,7 +216,7 @@ def test_a_hostile_or_damaged_checkpoint_is_not_loaded(configure, capsys, conten
         path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(
         ValueError,
-        match=r"best.ckpt (is damaged|is no checkpoint, or holds more than tensors and plain data); it was not loaded",
+        match=r"best.ckpt (is damaged|is not a checkpoint, or holds more than tensors and plain data); it was not loaded",
     ):
         create_and_train(configure("image_small", f"finetune.init_from={source.directory}"))
     assert "harm" not in capsys.readouterr().out
@@ -480,7 +474,7 @@ def test_weights_from_a_file(configure, publish, tmp_path, monkeypatch):
     ("content", "message"),
     [
         (None, r"model.weights=\S+/mine.pth: there is no such file"),
-        (Harm(), r"mine.pth is no checkpoint, or holds more than tensors and plain data"),
+        (Harm(), r"mine.pth is not a checkpoint, or holds more than tensors and plain data"),
         ([1, 2], r"model.weights=\S+/mine.pth is not a file of weights as torchvision publishes them"),
         ({"conv1.weight": torch.zeros(3)}, r"model.weights=\S+ does not fit the network: conv1.weight is 3 there and "
                                            r"64×1×7×7 here, .* must be those of model.name=resnet18"),

@@ -24,7 +24,6 @@ from quartet import config as configs
 from quartet import optim, trust
 from quartet.arguments import parameters
 from quartet.callbacks.freeze import Freeze
-from quartet.cli import in_sweep
 from quartet.config import arguments_of, is_users, plain, settle_monitor
 from quartet.data.base import DataModule, user_path
 from quartet.data.spec import Spec
@@ -71,10 +70,7 @@ def check(config: DictConfig) -> None:
     Fills in `monitor.mode`. The config is the user's own: it may use the packages that it names.
     """
     configs.upgrade(config)
-    if (
-        not in_sweep()
-    ):  # the config of a job may come from a file; the packages that the user trusts are in the environment
-        trust.grant(trust.packages(plain(config)))
+    trust.grant(trust.packages(plain(config)))
     settle_monitor(config)
     configs.check(config, KINDS)
 

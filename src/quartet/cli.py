@@ -165,7 +165,7 @@ def resumed_arguments(words: list[str]) -> list[str]:
     if not where or where[-1] == "null":
         return words
     if not {"-m", "--multirun"} & set(words):
-        raise ValueError(f"sweep.resume={where[-1]} goes on with a sweep; say -m too")
+        raise ValueError(f"sweep.resume={where[-1]} resumes a sweep; say -m too")
     directory, command = sweep_command(where[-1])
     for word in command:
         if not _is_harmless(word) and word not in words:

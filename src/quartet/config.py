@@ -96,7 +96,7 @@ OptionalPositiveFloat: TypeAlias = PositiveFloat | None
 OptionalNonNegativeFloat: TypeAlias = NonNegativeFloat | None
 OptionalRun: TypeAlias = Annotated[str, Rule("the directory of a run, or latest", bool)] | None
 
-# what no constructor of ours annotates: keys that are not arguments, and arguments of libraries
+# what none of our constructors annotates: keys that are not arguments, and arguments of libraries
 SETTINGS: dict[str, Any] = {
     "seed": Annotated[int, Rule("an integer from 0 to 4294967295", lambda n: 0 <= n < 2**32)],  # NumPy's limit
     "monitor.mode": Literal["min", "max"] | None,

@@ -32,7 +32,7 @@ from quartet.environment import environment, uncommitted_changes
 from quartet.files import check_plain, read_yaml, result_problem, written
 from quartet.say import printable
 from quartet.system.signals import Interrupted
-from quartet.typed import PROJECT, argument, command
+from quartet.typed import PROJECT, argument, command, user_path
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 DEBUG = "debug"  # the folder of runs that trainer=debug makes
@@ -356,6 +356,30 @@ def sweep_command(where: str) -> tuple[Path, list[str]]:
     if not isinstance(words, list):
         raise ValueError(f"{directory / 'sweep.json'} is damaged (no command in it); start another sweep")
     return directory, [str(word) for word in words]
+
+
+def make_paths_absolute(config: DictConfig, *, in_sweep: bool = False) -> None:
+    """Write paths so that the config means the same from every directory.
+
+    Raises FileNotFoundError if there is no run to start from, ValueError for init_from=latest `in_sweep`.
+    """
+    start, weights = config.finetune.init_from, config.model.get("weights")
+    if start == "latest" and in_sweep:
+        raise ValueError(
+            "finetune.init_from=latest would be another run in each job of a sweep; name the run directory"
+        )
+    if start is not None:
+        try:
+            config.finetune.init_from = str(Run.open(start, root=config.run.root).directory.resolve())
+        except FileNotFoundError as error:
+            if start == "latest":
+                raise
+            message = f"finetune.init_from={start} is not a run directory (no config.yaml in it); name a run, or latest"
+            raise FileNotFoundError(message) from error
+    if config.data.get("path"):
+        config.data.path = user_path(config.data.path)
+    if weights is not None and weights.endswith((".pth", ".pt")):  # a file, not the name of one of torchvision's
+        config.model.weights = user_path(weights)
 
 
 def signature(config: DictConfig) -> str:

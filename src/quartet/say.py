@@ -15,10 +15,17 @@ def say(line: str) -> None:
         print("\n" * (len(line) - len(text)) + printable(text), flush=True)
 
 
+def duration(seconds: float) -> str:
+    """Minutes and seconds, with hours if there are any: 0:52, 1:04:09."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def printable(text: str, keep: str = "") -> str:
     """Text from a file as a terminal may show it: characters that steer it are written out, such as \\x1b, but for `keep`.
 
-    They would set titles, clear the screen, turn the direction of writing or pretend to be lines of ours.
+    They would set titles, clear the screen, turn the direction of writing or pretend to be our own lines.
     """
     return "".join(c if c in keep or not _steers(c) else c.encode("unicode_escape").decode() for c in text)
 

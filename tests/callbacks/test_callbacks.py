@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader
 from quartet.callbacks.figures import Figures
 from quartet.callbacks.metrics_file import MetricsFile
 from quartet.callbacks.monitors import GradientNorm, LearningRate, Throughput, learning_rates
-from quartet.callbacks.progress import LiveProgress, PlainProgress, count, duration, number, progress
+from quartet.callbacks.progress import LiveProgress, PlainProgress, count, number, progress
 from quartet.callbacks.samples import TextSamples, evaluating
 from quartet.callbacks.tensorboard import Overlay, RunTensorBoard, flatten, layout, write_hparams
 from quartet.data.memory import Samples
 from quartet.data.spec import Spec
 from quartet.files import read_metrics
+from quartet.say import duration
 
 Layout: Any = layout_pb2.Layout  # type: ignore[attr-defined]
 HParams: Any = plugin_data_pb2.HParamsPluginData  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from samples import check_that_only_train_is_fitted, check_that_texts_are_restored
 
 from quartet.data.text.classification import OwnLabelledText, TextClassificationData, bucketed, unique_texts
 from quartet.data.text.language_modeling import padded
@@ -45,26 +46,13 @@ def test_nothing_is_fitted_outside_train():
     data = ready(classifier())
     outside = {*data.ids["val"], *data.ids["test"]}
     changed = ready(classifier([replace(x, text=x.text + " ÆØ") if x.group in outside else x for x in ROWS]))
-    assert data.ids == changed.ids
-    before, after = data.preprocessing(), changed.preprocessing()
-    assert before.pop("fingerprint") != after.pop("fingerprint")
-    assert before == after
+    check_that_only_train_is_fitted(data, changed)
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "word", "bpe"])
 def test_a_restored_module_gives_the_same_and_refuses_changed_data(tokenizer):
-    data = ready(classifier(tokenizer=tokenizer))
-    preprocessing = json.loads(json.dumps(data.preprocessing()))
-    restored = classifier(tokenizer=tokenizer)
-    restored.restore(preprocessing)
-    assert restored.spec == data.spec  # before any data are read
-    assert restored.encode(["a text"])["tokens"].tolist() == data.encode(["a text"])["tokens"].tolist()
-    for a, b in zip(data.train_dataloader(), ready(restored).train_dataloader(), strict=True):
-        assert torch.equal(a["inputs"]["tokens"], b["inputs"]["tokens"]) and torch.equal(a["target"], b["target"])
-    other = classifier(ROWS[:-1], tokenizer=tokenizer)
-    other.restore(preprocessing)
-    with pytest.raises(ValueError, match="the data have changed since the run"):
-        other.setup()
+    data, restored = ready(classifier(tokenizer=tokenizer)), classifier(tokenizer=tokenizer)
+    check_that_texts_are_restored(data, restored, classifier(ROWS[:-1], tokenizer=tokenizer))
 
 
 def test_the_spec():

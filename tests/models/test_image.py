@@ -140,7 +140,7 @@ def test_conf_values_fit_the_constructors(conf_values):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "resnet_18"}, "model.name=resnet_18 is no torchvision classifier; the nearest are resnet18"),
+        ({"name": "resnet_18"}, "model.name=resnet_18 is not a torchvision classifier; the nearest are resnet18"),
         ({"small_stem": "yes"}, "model.small_stem must be true or false or auto, not 'yes'"),
         ({"name": "vgg11", "small_stem": True}, "model.small_stem=true is for the ResNet family, not vgg11"),
         ({"dropout": 1}, "model.dropout must be a probability: at least 0 and below 1, not 1"),
@@ -149,8 +149,8 @@ def test_conf_values_fit_the_constructors(conf_values):
             "model.weights=BEST is unknown: resnet18 has IMAGENET1K_V1, DEFAULT; or name a .pth file",
         ),
         ({"name": "nothing", "dropout": 1}, r"model.dropout must be .*\nmodel.name"),
-        ({"name": "densenet121"}, "model.name=densenet121 cannot work on pictures of 8×8 pixels"),
-        ({"name": "vit_b_16", "image_size": 24}, "model.name=vit_b_16 cannot work on pictures of 24×24 pixels"),
+        ({"name": "densenet121"}, "model.name=densenet121 cannot work on images of 8×8 pixels"),
+        ({"name": "vit_b_16", "image_size": 24}, "model.name=vit_b_16 cannot work on images of 24×24 pixels"),
     ],
 )
 def test_mistakes_with_torchvision_are_named(changes, message):

@@ -69,6 +69,7 @@ def test_plain_lines(job, log, capsys, monkeypatch):
 @pytest.mark.parametrize("width", [30, 80, 200])
 def test_the_table(job, capsys, monkeypatch, width):
     """Rows are the running jobs with what they have logged last, then the counts and the best so far; all of it fits."""
+    monkeypatch.setattr("rich._console", None)  # the one that rich keeps has the width of its first use
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("LINES", "4")
     shown = []

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from quartet.sweeps.local import cores, make_pool, make_slots, visible_gpus
+from quartet.sweeps.local import make_pool, make_slots, visible_gpus
+from quartet.system.cores import n_cores
 
 PROJECT = Path(__file__).parents[2]
 SETTINGS = {"workers": None, "threads": None, "timeout_minutes": None, "retries": 1}
@@ -59,7 +60,7 @@ def test_no_gpus(machine, monkeypatch, names):
 
 def test_a_job_for_each_core(machine, monkeypatch):
     machine(2)
-    monkeypatch.setattr("quartet.sweeps.local.cores", lambda: 6)
+    monkeypatch.setattr("quartet.sweeps.local.n_cores", lambda: 6)
     assert make_slots(None, {"accelerator": "cpu"}) == [{}] * 4
     assert make_slots(None, {"accelerator": "cpu", "devices": 3}) == [{}] * 2
     assert make_slots(None, {"accelerator": "cpu", "devices": 9}) == [{}]
@@ -72,7 +73,7 @@ def pool(config: dict | None = None, **settings):
 
 
 def test_a_share_of_the_cores(monkeypatch):
-    monkeypatch.setattr("quartet.sweeps.local.cores", lambda: 8)
+    monkeypatch.setattr("quartet.sweeps.local.n_cores", lambda: 8)
     assert pool(workers=3).environment == {"OMP_NUM_THREADS": "2", "RAYON_NUM_THREADS": "2"}
     assert pool(workers=9).environment["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
@@ -201,4 +202,4 @@ def test_what_is_imported_before_the_fork():
 
 
 def test_cores_are_those_of_this_process():
-    assert 1 <= cores() <= (os.cpu_count() or 1)
+    assert 1 <= n_cores() <= (os.cpu_count() or 1)

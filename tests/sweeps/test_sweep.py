@@ -209,6 +209,13 @@ def test_a_mistake_that_every_run_makes_is_told_and_ends_the_sweep(sweep, tmp_pa
     assert not (tmp_path / "sweep").exists() and len(str(error.value).splitlines()) == 2
 
 
+def test_a_run_to_start_from_is_named_not_the_latest(sweep, tmp_path):
+    """Which run is the latest changes while the sweep goes through its jobs."""
+    message = "finetune.init_from=latest would be another run in each job of a sweep; name the run directory"
+    with pytest.raises(ValueError, match=message):
+        sweep(good, "model=rnn", "finetune.init_from=latest", "optimizer.lr=1e-3,3e-3,1e-2")
+
+
 def test_a_mistake_that_is_new_does_not_end_a_sweep_that_has_had_good_runs(sweep, tmp_path):
     def mistaken_later(run, settings):
         if int(run.name) >= 1:
@@ -278,7 +285,7 @@ def test_the_command_of_a_sweep_is_repeated(outputs):
     assert resumed_arguments(["-m", "sweep.resume=latest"]) == ["-m", "model=mlp", "seed=1,2", place]
     assert resumed_arguments(["sweep.resume=latest", "-m", "sweep.n_trials=9"])[-2:] == ["sweep.n_trials=9", place]
     assert resumed_arguments(["-m", "seed=1,2"]) == ["-m", "seed=1,2"]
-    with pytest.raises(ValueError, match="goes on with a sweep; say -m too"):
+    with pytest.raises(ValueError, match="resumes a sweep; say -m too"):
         resumed_arguments(["sweep.resume=latest"])
     with pytest.raises(FileNotFoundError, match="is not a sweep"):
         resumed_arguments(["-m", f"sweep.resume={outputs}"])

@@ -14,7 +14,7 @@ class Freeze(Callback):
     """For the first `epochs` epochs trains the head only; everything else stays as it is, to the bit.
 
     A frozen module is in evaluation mode: batch norm uses its statistics and does not move them, dropout is off. What
-    is frozen depends on the epoch alone and the optimizer holds all parameters from the start, so a resumed run goes on
+    is frozen depends on the epoch alone and the optimizer holds all parameters from the start, so a resumed run continues
     as it was. (Lightning's BaseFinetuning adds parameter groups on the way and freezes again on resume.)
     """
 

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Timer
 
 from quartet.callbacks.monitors import Throughput
-from quartet.say import printable
+from quartet.say import duration, printable
 
 
 def progress(*, metrics: Iterable[str], every_seconds: float) -> Progress:
@@ -170,10 +170,3 @@ def count(name: str, done: int, total: float) -> str:
 def number(value: float) -> str:
     """Four significant digits: 3.214, 0.9873, 12,345."""
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Minutes and seconds, with hours if there are any: 0:52, 1:04:09."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""Text from a language model of ours, streamed as it is made, from the run directory alone."""
+"""Text from a language model, streamed as it is made, from the run directory alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def generate(
 ) -> Iterator[str]:
     """Yield pieces of text that continue `prompt`; each piece holds whole characters only.
 
-    Raises ValueError where the run is no language model or a setting is out of range.
+    Raises ValueError where the run is not a language model or a setting is out of range.
     """
     settings = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     wrong = [key for key, value in settings.items() if not accepts(SETTINGS[key], value)]
@@ -104,7 +104,7 @@ def load(run: Run) -> tuple[torch.nn.Module, Any]:
     task: Any = build.locate(values.task._target_, "task")
     if not issubclass(task, LanguageModeling):
         raise ValueError(
-            f"{run} is no language model ({values.run.name}); train one with data=stdlib, data=shakespeare or data=text"
+            f"{run} is not a language model ({values.run.name}); train one with data=stdlib, data=shakespeare or data=text"
         )
     data = build.restore_data(run, values, read=False)
     task = build.build_task(values, data.spec)

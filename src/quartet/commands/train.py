@@ -18,7 +18,7 @@ from quartet.cli import in_sweep
 from quartet.config import check_pairing
 from quartet.engine.elastic import environment_rank, execute, share_directory
 from quartet.files import written
-from quartet.run import DEBUG, Run
+from quartet.run import DEBUG, Run, make_paths_absolute
 from quartet.say import TAB, printable, say
 from quartet.system.signals import Interrupted, stoppable
 from quartet.typed import argument, command, tensorboard
@@ -63,16 +63,14 @@ def run_command(config: DictConfig) -> float | None:
 def create(config: DictConfig) -> tuple[Run, DataModule]:
     """Check the config, make its run directory and read the data; a mistake found before training leaves no directory."""
     from quartet import build
-    from quartet.engine import weights
     from quartet.engine.fit import fit_data
+    from quartet.engine.weights import find_source
 
     build.check(config)
-    if config.data.get("path"):
-        config.data.path = build.user_path(config.data.path)  # the run's config means the same from every directory
-    weights.make_absolute(config)
+    make_paths_absolute(config)
+    find_source(config)  # refused before any data are read
     run = Run.create(config)
-    if not in_sweep():
-        run.trusted = set(trust.packages(build.plain(config)))
+    run.trusted = set(trust.packages(build.plain(config)))
     try:
         return run, fit_data(run, run.config)
     except BaseException:
@@ -157,7 +155,7 @@ def _resume(config: DictConfig) -> tuple[Run, DataModule | None]:
     words = [word.lstrip("+") for word in HydraConfig.get().overrides.task]
     others = [word for word in words if not word.startswith(("resume=", "workers.rendezvous=", "data.path="))]
     if others:
-        raise ValueError(f"resume={config.resume} goes on with a run as it was; leave out {' '.join(others)}")
+        raise ValueError(f"resume={config.resume} resumes a run as it was; leave out {' '.join(others)}")
     run = Run.open_for_resume(config.resume, root=config.run.root)
     from quartet import build
     from quartet.engine.fit import restore_data

@@ -67,7 +67,7 @@ class MemoryLoader:
     All ranks have equally many batches, because workers wait for each other. Where the last samples are fewer than the
     ranks, those left over get a sample of another rank in a batch marked as `filler`, which counts for nothing.
 
-    `epoch` and `step`, the position of the next batch, are its whole state: `seek` sets them, iteration goes on from there
+    `epoch` and `step`, the position of the next batch, are its whole state: `seek` sets them, iteration continues from there
     to the end of the epoch. `position`, where it is given, says where each iteration begins: a trainer may leave an epoch
     early or go on with an old one.
 

@@ -28,6 +28,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from quartet.run import Run
+from quartet.system.cores import n_cores
 from quartet.system.signals import Interrupted, signals, stoppable, stopping
 
 RENDEZVOUS_TIMEOUT_S, RESTART_TIMEOUT_S = 600, 60  # of nodes that wait for each other: queues are slow
@@ -236,9 +237,8 @@ def _rendezvous_store(rendezvous: str) -> Any:
 
 def _of_workers(n: int) -> dict[str, str]:
     """What workers find in their environment: their share of the cores, whom they belong to."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // n))),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, n_cores() // n))),
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a lost connection is told once
         PARENT: str(os.getpid()),
     }

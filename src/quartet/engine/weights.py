@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from quartet.build import opened, plain
-from quartet.cli import in_sweep
-from quartet.data.base import DataModule, user_path
+from quartet.data.base import DataModule
 from quartet.data.spec import Spec
 from quartet.engine.checkpoint import TRAINING, WEIGHTS
 from quartet.models.image import TorchvisionClassifier, is_file
@@ -46,7 +45,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is no checkpoint, or holds more than tensors and plain data; it was not loaded"
+            f"{path} is not a checkpoint, or holds more than tensors and plain data; it was not loaded"
         ) from error
     except Exception as error:  # whatever a reader of a broken file may stumble over
         raise ValueError(f"{path} is damaged; it was not loaded: restore a copy of it, or train again") from error
@@ -59,7 +58,9 @@ def _read_parts(path: Path, parts: dict[str, type]) -> dict[str, Any]:
     missing = [part for part, value in given.items() if not isinstance(value, parts[part]) or value in ({}, [])]
     if missing or not _is_state(checkpoint["state_dict"]):
         what = ", ".join(missing) or "tensors as state_dict"
-        raise ValueError(f"{path} is no checkpoint of a run: it has no {what}; restore the run's own, or train again")
+        raise ValueError(
+            f"{path} is not a checkpoint of a run: it has no {what}; restore the run's own, or train again"
+        )
     return checkpoint
 
 
@@ -108,35 +109,12 @@ def _load(module: nn.Module, state: dict[str, Tensor], *, fresh: tuple[str, ...]
 # starting weights
 
 
-def make_absolute(config: DictConfig) -> None:
-    """Write the run or file to start from as an absolute path: the run's config then means the same from everywhere.
-
-    Raises FileNotFoundError if there is no such run, ValueError if its network is of another kind.
-    """
-    if config.finetune.init_from == "latest" and in_sweep():
-        raise ValueError(
-            "finetune.init_from=latest would be another run in each job of a sweep; name the run directory"
-        )
-    source = find_source(config)
-    if source is not None:
-        config.finetune.init_from = str(source.directory.resolve())
-    weights = config.model.get("weights")
-    if weights is not None and is_file(weights):
-        config.model.weights = user_path(weights)
-
-
 def find_source(config: DictConfig) -> Run | None:
-    """The run that `finetune.init_from` names."""
+    """The run that `finetune.init_from` names; ValueError if its network is of another kind."""
     where = config.finetune.init_from
     if where is None:
         return None
-    try:
-        source = Run.open(where, root=config.run.root)
-    except FileNotFoundError as error:
-        if where == "latest":
-            raise
-        message = f"finetune.init_from={where} is not a run directory (no config.yaml in it); name a run, or latest"
-        raise FileNotFoundError(message) from error
+    source = Run.open(where, root=config.run.root)
     there, here = (str(c.model._target_).rpartition(".")[2] for c in (opened(source), config))
     if there != here:
         raise ValueError(

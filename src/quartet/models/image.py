@@ -1,12 +1,12 @@
-"""Image classifiers: any torchvision classifier by name, and a compact residual network for small pictures.
+"""Image classifiers: any torchvision classifier by name, and a compact residual network for small images.
 
 Sources: torchvision's models, as its documentation cites them; Goyal et al. 2017, a small normal head
-(arXiv:1706.02677); He et al. 2015, section 4.2, a 3×3 stem for small pictures (arXiv:1512.03385); Page 2018, "How to
+(arXiv:1706.02677); He et al. 2015, section 4.2, a 3×3 stem for small images (arXiv:1512.03385); Page 2018, "How to
 Train Your ResNet", and Jordan 2024, airbench (arXiv:2404.00498), for the compact network. We differ from torchvision in
 three details: the head starts small for every family, `dropout` stands before it in every family and replaces the
 family's own, and auxiliary classifiers (googlenet, inception) are left out.
 
-Letters: B batch, S side of the square picture in pixels, D width, C classes.
+Letters: B batch, S side of the square image in pixels, D width, C classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torchvision import models
 from quartet import arguments
 from quartet.arguments import PositiveInt, Probability, nearest
 
-SMALL_SIDE = 64  # pixels; up to here a stem that shrinks the picture fourfold throws away too much
+SMALL_SIDE = 64  # pixels; up to here a stem that shrinks the image fourfold throws away too much
 _RESNETS = ("resnet", "resnext", "wide_resnet")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # classifiers in the middle of googlenet and inception
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # how files of 2017 name its layers
@@ -31,13 +31,13 @@ class TorchvisionClassifier(nn.Module):
     """Any torchvision classifier, its first and last layer fitted to the data: (B, 1 or 3, S, S) -> (B, C).
 
     `in_channels`, `image_size` and `n_classes` are facts of the data; the rest is `conf/model`. With `small_stem` the
-    ResNet family starts with a 3×3 convolution and does not shrink the picture before its first stage ("auto": pictures
+    ResNet family starts with a 3×3 convolution and does not shrink the image before its first stage ("auto": images
     of at most 64 pixels). One channel is read by the sum of the first convolution's filters, as if it were grey colour.
     `weights` names the pretrained weights that will be loaded, or a file of them: "auto" then keeps the stem they are
     made for. The constructor loads nothing. They were trained on ImageNet's own normalisation; ours, by the statistics
-    of the training pictures, is close enough for fine-tuning.
+    of the training images, is close enough for fine-tuning.
 
-    Raises ValueError for an unknown name (with the nearest ones) and where the pictures are too small for the network.
+    Raises ValueError for an unknown name (with the nearest ones) and where the images are too small for the network.
     """
 
     def __init__(
@@ -71,9 +71,11 @@ class TorchvisionClassifier(nn.Module):
         name, small_stem, known = settings.get("name"), settings.get("small_stem"), models.list_models(module=models)
         problems = []
         if isinstance(name, str) and name not in known:
-            problems.append(f"model.name={name} is no torchvision classifier; the nearest are {nearest(name, known)}")
+            problems.append(
+                f"model.name={name} is not a torchvision classifier; the nearest are {nearest(name, known)}"
+            )
         elif isinstance(name, str) and small_stem is True and not name.startswith(_RESNETS):
-            problems.append(f"model.small_stem=true is for the ResNet family, not {name}; take auto or false")
+            problems.append(f"model.small_stem=true is for the ResNet family, not {name}; use auto or false")
         weights = settings.get("weights")
         if name in known and isinstance(weights, str) and not is_file(weights) and weights not in known_weights(name):
             problems.append(
@@ -111,7 +113,7 @@ class TorchvisionClassifier(nn.Module):
 
     @torch.no_grad()
     def _try(self, name: str, in_channels: int, image_size: int) -> None:
-        """Classify one black picture: the only check that holds for every family."""
+        """Classify one black image: the only check that holds for every family."""
         try:
             self.eval().forward(torch.zeros(1, in_channels, image_size, image_size))
         except (RuntimeError, AssertionError, ValueError) as error:
@@ -146,8 +148,8 @@ def _build(name: str, image_size: int, n_classes: int) -> nn.Module:
 def _does_not_fit(name: str, image_size: int, error: Exception) -> str:
     reason = str(error).splitlines()[0]
     return (
-        f"model.name={name} cannot work on pictures of {image_size}×{image_size} pixels ({reason}); "
-        "take larger pictures, model.name=resnet18 or model=image_small"
+        f"model.name={name} cannot work on images of {image_size}×{image_size} pixels ({reason}); "
+        "use larger images, model.name=resnet18 or model=image_small"
     )
 
 
@@ -168,7 +170,7 @@ def _fit_channels(backbone: nn.Module, in_channels: int) -> None:
     _, stem = _stem(backbone)
     if stem.in_channels == in_channels:
         return
-    assert in_channels == 1 and stem.groups == 1, "pictures have 1 or 3 channels"
+    assert in_channels == 1 and stem.groups == 1, "images have 1 or 3 channels"
     stem.in_channels = in_channels
     stem.weight = nn.Parameter(stem.weight.detach().sum(dim=1, keepdim=True))
 
@@ -188,7 +190,7 @@ def _fit_head(backbone: nn.Module, dropout: float) -> str:
 
 
 class SmallResNet(nn.Module):
-    """A compact residual network for pictures from 8 to about 64 pixels: (B, 1 or 3, S, S) -> (B, C).
+    """A compact residual network for images from 8 to about 64 pixels: (B, 1 or 3, S, S) -> (B, C).
 
     A stem, then one stage per entry of `widths`: a convolution that halves the side (while it is above 4 pixels) and a
     residual one; the maximum over the positions; a linear head whose logits are multiplied by `logit_scale`.

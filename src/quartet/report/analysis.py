@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from quartet.objective import Objective
 from quartet.report.runs import STATUSES, Frame, curve, finite, mapping, numbers, objectives
 from quartet.report.statistics import Comparison, Estimate, compare, estimate, importance, is_number, pareto_front
 from quartet.typed import repeated
@@ -56,8 +57,10 @@ class Setting:
     @property
     def best(self) -> dict[str, Any]:
         """The run that is best in the first objective."""
-        metric, mode = next(iter(self.objectives.items()))
-        return (min if mode == "min" else max)(self.scored.values(), key=lambda run: run[metric])
+        objective = Objective(*next(iter(self.objectives.items())))
+        best = objective.best(self.scored.values(), lambda run: run[objective.metric])
+        assert best is not None, "a setting is ranked if it has a score"
+        return best
 
     def commands(self) -> tuple[str | None, str | None]:
         """The command of the best run; if there are several runs, also the one that repeats all of them."""
@@ -103,9 +106,8 @@ def settings(runs: Frame, plan: dict[str, Any]) -> list[Setting]:
                 scored.setdefault((run["seed"], run["fold"]), run)
         shared = {key: said[key][0] if said[key] else DEFAULT for key in keys}
         found.append(Setting(shared, [records[row] for row in rows], scored, metrics))
-    metric, mode = next(iter(metrics.items()))
-    sign = 1 if mode == "min" else -1
-    return sorted(found, key=lambda s: sign * s.estimate(metric).mean if s.scored else math.inf)
+    first = Objective(*next(iter(metrics.items())))
+    return sorted(found, key=lambda s: first.sign * s.estimate(first.metric).mean if s.scored else math.inf)
 
 
 def parameters(runs: Frame, plan: dict[str, Any]) -> list[str]:

@@ -29,7 +29,6 @@ LONGEST_REASON = 300  # characters of an error message that are shown
 
 def find_sweep(where: str) -> Path:
     """The directory of a sweep, or of the newest one if `where` is "latest"; FileNotFoundError if there is none."""
-
     root = outputs("outputs") / "sweeps"
     places = [*root.glob("*")] if where == "latest" else [Path(where).expanduser().absolute(), PROJECT / where]
     # one from before sweep.json is known by its runs 0, 1, …

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from quartet.files import read_metrics
-from quartet.say import printable
+from quartet.say import duration, printable
 from quartet.sweeps.jobs import Job, JobResult
 from quartet.sweeps.pool import in_words, log_tail
 
@@ -70,7 +70,7 @@ class Display:
         self._rows.pop(job.number, None)
         if best:
             self.best = f"best: job {job.number}{facts}"
-        aside = [duration(result.seconds)]
+        aside = [in_seconds(result.seconds)]
         aside += [f"{result.attempts} attempts"] if result.attempts > 1 else []
         aside += [short(job.label)] if self._live is not None and job.label else []
         lines = [f"job {job.number} {outcome}{facts}{' (best so far)' if best else ''} ({', '.join(aside)})"]
@@ -108,7 +108,7 @@ class Display:
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         table.add_column(no_wrap=True, justify="right")
         for row in list(self._rows.values())[: max(1, height - 2)]:
-            label, elapsed = printable(short(row.job.label)), duration(self._refreshed - row.begun)
+            label, elapsed = printable(short(row.job.label)), in_seconds(self._refreshed - row.begun)
             table.add_row(*map(Text, (f"job {row.job.number}", label, progress(row.job), elapsed)))
         ended = sum(self.counts.values())
         parts = [f"{ended} of {self.total} ended" if self.total else f"{ended} ended"]
@@ -132,7 +132,6 @@ def short(label: str) -> str:
     return re.sub(r"(^| )[+~]*[\w.]+\.(?=\w+=)", r"\1", label)
 
 
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{seconds:.1f} s"
+def in_seconds(seconds: float) -> str:
+    """12.3 s, or from a minute on 1:40."""
+    return f"{seconds:.1f} s" if round(seconds) < 60 else duration(seconds)

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from quartet.sweeps.pool import Pool
+from quartet.system.cores import n_cores
 
 MOST_ON_CPU = 4  # workers by default: beyond, memory and its bandwidth run out before cores do
 
@@ -23,7 +24,7 @@ def make_pool(settings: Mapping[str, Any], config: DictConfig) -> Pool:
         raise ValueError("\n".join(problems))
     trainer = config.get("trainer") or {}
     slots = make_slots(settings["workers"], trainer)
-    threads = int(settings["threads"] or os.environ.get("OMP_NUM_THREADS") or max(1, cores() // len(slots)))
+    threads = int(settings["threads"] or os.environ.get("OMP_NUM_THREADS") or max(1, n_cores() // len(slots)))
     threads = max(1, threads // devices(trainer))  # those of a job are for all of its workers
     minutes = settings["timeout_minutes"]
     return Pool(
@@ -55,7 +56,7 @@ def make_slots(workers: int | None, trainer: Mapping[str, Any]) -> list[dict[str
     n, accelerator = devices(trainer), trainer.get("accelerator", "auto")
     gpus = visible_gpus() if accelerator in ("auto", "gpu", "cuda") else []
     if not gpus:
-        return [{} for _ in range(workers or min(MOST_ON_CPU, max(1, cores() // n)))]
+        return [{} for _ in range(workers or min(MOST_ON_CPU, max(1, n_cores() // n)))]
     if n > len(gpus):
         raise ValueError(f"trainer.devices={n} for each job, and there are {len(gpus)} GPUs; ask for fewer")
     groups = [",".join(gpus[i : i + n]) for i in range(0, len(gpus) - n + 1, n)]
@@ -82,7 +83,3 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):  # installed without a driver
         return []
     return [str(i) for i, _ in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))]
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

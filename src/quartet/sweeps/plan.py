@@ -1,4 +1,4 @@
-"""What a sweep is, on disk: `sweep.json`, written before the first job, compared when the sweep goes on."""
+"""What a sweep is, on disk: `sweep.json`, written before the first job, compared when the sweep resumes."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _dimension(override: Override) -> Dimension:
 
 def _texts(override: Override) -> Iterator[str]:
     state = random.getstate()
-    random.seed(0)  # shuffle(…) gives the same order when a sweep goes on
+    random.seed(0)  # shuffle(…) gives the same order when a sweep resumes
     yield from override.sweep_string_iterator()
     random.setstate(state)
 

@@ -7,7 +7,6 @@ directories say how far they came. Imports no torch.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shutil
 import sys
@@ -26,7 +25,7 @@ from quartet.config import check_pairing, settle_monitor, upgrade
 from quartet.files import read_metrics
 from quartet.groups import CONF, is_group, unknown_options
 from quartet.objective import Objective
-from quartet.run import Run, described, refuse_links_out
+from quartet.run import Run, described, make_paths_absolute, refuse_links_out
 from quartet.say import printable, say
 from quartet.sweeps.batches import run_in_batches
 from quartet.sweeps.cluster import QUEUED
@@ -36,7 +35,7 @@ from quartet.sweeps.plan import FILE, JOURNAL, Plan
 from quartet.sweeps.space import Dimension, parse
 from quartet.sweeps.study import Study
 from quartet.system.signals import Interrupted
-from quartet.typed import argument, command, tensorboard, user_path
+from quartet.typed import argument, command, tensorboard
 
 SAME_MISTAKE = 3  # jobs that fail alike before anything is trained, and the sweep gives up
 LOCK = ".sweep.lock"
@@ -51,7 +50,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
     `loader` is Hydra's, to compose the jobs. Raises ValueError for what can be known to be wrong before anything starts.
     """
     if config.resume is not None:
-        raise ValueError(f"resume={config.resume} goes on with a run as it was; leave out -m")
+        raise ValueError(f"resume={config.resume} resumes a run as it was; leave out -m")
     settings: Any = OmegaConf.to_container(config.sweep, resolve=True)
 
     # 1. what varies; `params` may come from the file of a stranger's sweep: no config is read from elsewhere for it
@@ -231,18 +230,7 @@ class Sweep:
         settle_monitor(config)
         check_pairing(config)
 
-        # paths, so that the job's config means the same from everywhere
-        start, weights = config.finetune.init_from, config.model.get("weights")
-        if start == "latest":
-            raise ValueError(
-                "finetune.init_from=latest would be another run in each job of a sweep; name the run directory"
-            )
-        if start is not None:
-            config.finetune.init_from = str(Run.open(start, root=config.run.root).directory.resolve())
-        if config.data.get("path"):
-            config.data.path = user_path(config.data.path)
-        if weights is not None and os.path.isfile(user_path(weights)):
-            config.model.weights = user_path(weights)
+        make_paths_absolute(config, in_sweep=True)
         run = Run.create(config)
         run.write("trial.json", {"number": number, "overrides": words})
         return run

@@ -1,6 +1,7 @@
 """Everything that Quartet does with private parts of PyTorch Lightning, or relies on without a promise of its documentation.
 
-`tests/test_lightning_compat.py` fails by name for each of these places if another version has changed it.
+The places named below were read in pytorch-lightning 2.6.6. `tests/test_lightning_compat.py` looks for counters, states
+and wrappers by name; the tests of resuming, steps and failures show whether the rest still does what it is for.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from typing import Any
 from pytorch_lightning import Trainer
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch.optim import Optimizer
-
-READ_IN = "2.6.6"  # the version of pytorch-lightning in which the lines named below were read
 
 
 def dump_state(trainer: Trainer) -> dict[str, Any]:

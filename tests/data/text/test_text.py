@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import check_that_only_train_is_fitted, check_that_texts_are_restored
 
 from quartet.data.memory import MemoryLoader
 from quartet.data.splits import Split
@@ -185,26 +186,13 @@ def test_nothing_is_fitted_outside_train():
     data = ready(language_model())
     outside = {*data.ids["val"], *data.ids["test"]}
     changed = ready(language_model([replace(x, text=x.text + " ÆØ") if x.name in outside else x for x in DOCUMENTS]))
-    assert data.ids == changed.ids
-    before, after = data.preprocessing(), changed.preprocessing()
-    assert before.pop("fingerprint") != after.pop("fingerprint")
-    assert before == after
+    check_that_only_train_is_fitted(data, changed)
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "word", "bpe"])
 def test_a_restored_module_gives_the_same_and_refuses_changed_data(tokenizer):
-    data = ready(language_model(tokenizer=tokenizer))
-    preprocessing = json.loads(json.dumps(data.preprocessing()))
-    restored = language_model(tokenizer=tokenizer)
-    restored.restore(preprocessing)
-    assert restored.spec == data.spec  # before any data are read
-    assert restored.encode(["a text"])["tokens"].tolist() == data.encode(["a text"])["tokens"].tolist()
-    for a, b in zip(data.train_dataloader(), ready(restored).train_dataloader(), strict=True):
-        assert torch.equal(a["inputs"]["tokens"], b["inputs"]["tokens"]) and torch.equal(a["target"], b["target"])
-    other = language_model(DOCUMENTS[:-1], tokenizer=tokenizer)
-    other.restore(preprocessing)
-    with pytest.raises(ValueError, match="the data have changed since the run"):
-        other.setup()
+    data, restored = ready(language_model(tokenizer=tokenizer)), language_model(tokenizer=tokenizer)
+    check_that_texts_are_restored(data, restored, language_model(DOCUMENTS[:-1], tokenizer=tokenizer))
 
 
 def test_the_spec():

@@ -21,6 +21,7 @@ from quartet.data.base import is_left_behind, user_path
 from quartet.data.cache import FULL
 from quartet.data.splits import listed, part_named
 from quartet.say import say
+from quartet.system.cores import n_cores
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PROGRESS_INTERVAL = 5.0  # seconds between lines of progress
@@ -200,8 +201,3 @@ def run_in_threads(
                 say(f"{done} {finished:,} of {len(files):,} images")
     good, bad = [file for file in files if file in results], [file for file in files if file in problems]
     return {file: results[file] for file in good}, {file: problems[file] for file in bad}
-
-
-def n_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
