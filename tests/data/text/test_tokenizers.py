@@ -88,24 +88,6 @@ def test_ids_that_no_text_is_made_of(tokenizer):
     assert not {*tokenizer.textless_ids} & {i for text in TEXTS for i in tokenizer.encode(text)}
 
 
-@given(text=any_text)
-@example(text="a\x1cb \x1f\u2003\n\n  x'll\t'll\x85 \u3000y")
-@settings(deadline=None)
-def test_byte_pairs_encode_stretches_as_the_library_encodes_the_whole(text):
-    tokenizer = FITTED["bpe"]
-    assert "".join(tokenizers._STRETCH.findall(text)) == text
-    assert tokenizer.encode(text) == tokenizer.model.encode(text, add_special_tokens=False).ids  # type: ignore[attr-defined]
-
-
-def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(tokenizers, "_KNOWN_CHARACTERS", 50)
-    tokenizer = tokenizers.BytePairs(FITTED["bpe"].merges)  # type: ignore[attr-defined]
-    for i in range(30):
-        text = f"word{i} and number{i}"
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-        assert sum(map(len, tokenizer._known)) == tokenizer._known_characters <= 50 + len(text)
-
-
 def test_special_tokens_come_first_and_have_no_bytes(tokenizer):
     assert (tokenizer.pad_id, tokenizer.eos_id) == (0, 1)
     assert tokenizer.token_bytes[:2] == [b"", b""]

@@ -28,7 +28,6 @@ from tokenizers import Tokenizer as HuggingFace
 KINDS = ("char", "byte", "word", "bpe")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()  # how <unk> is shown
 _GROUP = 256  # texts encoded at a time: bounds the memory that the encodings of a batch take
-_KNOWN_CHARACTERS = 2**21  # of stretches remembered, before all are forgotten: some 100 MB
 
 
 class Tokenizer(ABC):
@@ -79,14 +78,14 @@ class Tokenizer(ABC):
         """Plain data from which `from_json` makes the same tokenizer."""
 
 
-class Pieces(Tokenizer):
+class PieceTokenizer(Tokenizer):
     """A text cut into pieces, each looked up in a table: `char`, `byte` and `word`."""
 
     def __init__(self, kind: str, pieces: list[Any]):
-        super().__init__([_bytes(piece) for piece in pieces], unknown=kind != "byte")
+        encoded = [piece.encode() if isinstance(piece, str) else bytes([piece]) for piece in pieces]
+        super().__init__(encoded, unknown=kind != "byte")
         self.kind, self.pieces, self.cut = kind, pieces, _CUTS[kind]
-        first = self.vocab_size - len(pieces)
-        self.ids = {piece: first + i for i, piece in enumerate(pieces)}
+        self.ids = {piece: i for i, piece in enumerate(pieces, self.vocab_size - len(pieces))}
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         ids, unknown = self.ids, self.unknown_id or 0
@@ -96,10 +95,10 @@ class Pieces(Tokenizer):
         return {"kind": self.kind, "pieces": self.pieces}
 
 
-class BytePairs(Tokenizer):
+class BytePairTokenizer(Tokenizer):
     """Byte-level byte pairs: the bytes of UTF-8 and then one piece per merge, in the order in which they were learned.
 
-    The merges alone describe it. They are written in the characters by which Hugging Face's `tokenizers` shows bytes.
+    The merges alone define it. They are written in the characters by which Hugging Face's `tokenizers` shows bytes.
     That library never learns of the special tokens, so no text can be mistaken for one.
     """
 
@@ -110,25 +109,11 @@ class BytePairs(Tokenizer):
         pieces = list(dict.fromkeys(chain(shown, ("".join(pair) for pair in merges))))
         super().__init__([bytes(shown[character] for character in piece) for piece in pieces], unknown=False)
         self.merges = merges
-        first = self.vocab_size - len(pieces)
-        vocabulary = {piece: first + i for i, piece in enumerate(pieces)}
+        vocabulary = {piece: i for i, piece in enumerate(pieces, self.vocab_size - len(pieces))}
         self.model = _byte_level(models.BPE(vocab=vocabulary, merges=[(left, right) for left, right in merges]))
-        self._known: dict[str, list[int]] = {}  # the ids of the stretches met so far
-        self._known_characters = 0
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
-        """Each stretch is encoded once and remembered: words repeat, and a look-up is several times faster."""
-        rows = [_STRETCH.findall(text) for text in texts]
-        self._learn({stretch for row in rows for stretch in row})
-        return [list(chain.from_iterable(map(self._known.__getitem__, row))) for row in rows]
-
-    def _learn(self, stretches: set[str]) -> None:
-        if self._known_characters > _KNOWN_CHARACTERS:
-            self._known, self._known_characters = {}, 0
-        new = sorted(stretches - self._known.keys())
-        encodings = self.model.encode_batch_fast(new, add_special_tokens=False)
-        self._known.update((stretch, encoding.ids) for stretch, encoding in zip(new, encodings, strict=True))
-        self._known_characters += sum(map(len, new))
+        return [encoding.ids for encoding in self.model.encode_batch_fast(texts, add_special_tokens=False)]
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "merges": self.merges}
@@ -138,43 +123,41 @@ def fit(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A tokenizer of one of the four `KINDS` with at most `vocab_size` ids, special tokens included.
 
     `char` and `word` keep the most frequent pieces, `byte` needs no fitting, `bpe` merges until the size is reached or
-    nothing is left to merge. The same texts give the same tokenizer. Raises ValueError where the size is too small.
+    nothing is left to merge. The same texts give the same tokenizer. Raises ValueError if the size is too small.
     """
     if kind not in KINDS:
         raise ValueError(f"data.tokenizer must be one of {', '.join(KINDS)}, not {kind!r}")
-    _check_size(kind, vocab_size)
-    texts = map(_clean, texts)
-    if kind == "byte":
-        return Pieces(kind, list(range(256)))
-    if kind == "bpe":
-        return BytePairs(_learn_merges(texts, vocab_size - 2))
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(_CUTS[kind](text))
-    ordered = sorted(counts, key=lambda piece: (-counts[piece], piece))
-    return Pieces(kind, ordered[: vocab_size - 3])
-
-
-def from_json(values: dict[str, Any]) -> Tokenizer:
-    """The tokenizer that `to_json` described."""
-    return BytePairs(values["merges"]) if values["kind"] == "bpe" else Pieces(values["kind"], values["pieces"])
-
-
-def _check_size(kind: str, vocab_size: int) -> None:
     least = {"char": 4, "word": 4, "byte": 258, "bpe": 2 + len(_shown_bytes())}[kind]
     if vocab_size < least:
         raise ValueError(
             f"data.vocab_size={vocab_size} is too small: data.tokenizer={kind} needs at least {least} ids; "
-            f"take data.vocab_size={least} or more"
+            f"use data.vocab_size={least} or more"
         )
+    texts = map(_clean, texts)
+    if kind == "byte":
+        return PieceTokenizer(kind, list(range(256)))
+    if kind == "bpe":
+        model = _byte_level(models.BPE())
+        alphabet = list(_shown_bytes())
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)  # type: ignore[call-arg]
+        model.train_from_iterator(texts, trainer)
+        return BytePairTokenizer(json.loads(model.to_str())["model"]["merges"])  # the library's only access to them
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(_CUTS[kind](text))
+    ordered = sorted(counts, key=lambda piece: (-counts[piece], piece))
+    return PieceTokenizer(kind, ordered[: vocab_size - 3])
+
+
+def from_json(values: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that `to_json` wrote."""
+    if values["kind"] == "bpe":
+        return BytePairTokenizer(values["merges"])
+    return PieceTokenizer(values["kind"], values["pieces"])
 
 
 def _clean(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode("utf-8")
-
-
-def _bytes(piece: str | int) -> bytes:
-    return piece.encode() if isinstance(piece, str) else bytes([piece])
 
 
 def _marks() -> str:
@@ -200,19 +183,7 @@ _WORD = re.compile(
 # The same for byte pairs: GPT-2's expression, with the marks in the words. ASCII is cut as there.
 _BYTE_PAIR_WORD = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}[\p{L}\p{M}\u200c\u200d]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# What byte pairs never join: a run without white space and the space before it, or white space up to that space. (To
-# `tokenizers`, unlike Python, the four separators from U+001C on are no white space.)
-_SPACE, _SIGN = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
-_STRETCH = re.compile(rf" ?{_SIGN}+|{_SPACE}+(?!{_SIGN})|{_SPACE}+")
-
 _CUTS: dict[str, Callable[[str], Iterable[Any]]] = {"char": iter, "byte": str.encode, "word": _WORD.findall}
-
-
-def _learn_merges(texts: Iterable[str], n_pieces: int) -> list[list[str]]:
-    model = _byte_level(models.BPE())
-    trainer = trainers.BpeTrainer(vocab_size=n_pieces, initial_alphabet=list(_shown_bytes()), show_progress=False)  # type: ignore[call-arg]
-    model.train_from_iterator(texts, trainer)
-    return json.loads(model.to_str())["model"]["merges"]  # the only way that the library gives them
 
 
 def _byte_level(model: models.BPE) -> HuggingFace:
