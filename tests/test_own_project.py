@@ -9,9 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from conftest import PROJECT
 from sklearn.datasets import load_iris
 
-from conftest import PROJECT
 from quartet.run import Run
 
 # part -> the files that a user writes for it; CONTRIBUTING.md names the same ones
