@@ -174,7 +174,7 @@ def test_the_traceback_is_there_on_request(script):
         ),
         (["debug=true"], "debug: no such key, did you mean trainer=debug?"),
         (["model=resnet18"], "unknown model; a network of torchvision's: model=image model.name=resnet18; choose from"),
-        (["run=latest"], "run= is for scripts/evaluate.py and scripts/generate.py; to go on with a run: resume="),
+        (["run=latest"], "run= is for scripts/evaluate.py and scripts/generate.py; to resume a run: resume="),
         (["callbacks=[early_stopping,emma]"], "callbacks=emma: unknown callbacks, did you mean ema?; choose from"),
         (["model=[mlp,"], "brackets and quotes come in pairs"),
     ],

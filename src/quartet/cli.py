@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from quartet import groups, trust, typed
+from quartet import groups, run, trust, typed
 from quartet.config import MOVED
 from quartet.groups import CONF
 from quartet.run import outputs, sweep_command
@@ -61,7 +61,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             failures: list[Exception] = []
 
             def job(config: DictConfig) -> Any:
-                """A failure of a run is told here, that of a sweep's job by the sweep."""
+                """A failure of a run is printed here, that of a sweep's job by the sweep."""
                 try:
                     _keep_texts(config)
                     return work(config)
@@ -222,7 +222,7 @@ def _refuse_foreign(config_name: str, words: list[str]) -> None:
         key, _, value = word.partition("=")
         if config_name == "train" and key == "run":
             raise ValueError(
-                f"{word}: run= is for scripts/evaluate.py and scripts/generate.py; to go on with a run: resume=…"
+                f"{word}: run= is for scripts/evaluate.py and scripts/generate.py; to resume a run: resume=…"
             )
         if re.fullmatch(r"--?[a-z][\w.]*", key) and value and key.lstrip("-") not in FLAGS:
             near = _suggestion(key.lstrip("-"), sorted(_known_keys(config_name, [])), value)
@@ -253,12 +253,10 @@ def described(error: Exception) -> str:
     """What went wrong, for a person: a line for each mistake."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not understood; brackets and quotes come in pairs, 'key=\"some text\"' quotes a text"
-    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
-        return str(error)
-    text = " ".join(str(error).split())
-    if isinstance(error, HydraException | OmegaConfBaseException | OSError):
-        return text
-    return f"{type(error).__name__}: {text} ({FULL_ERROR}=1 shows the traceback)"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return " ".join(str(error).split())
+    text = run.described(error)
+    return text if isinstance(error, ValueError | OSError) else f"{text} ({FULL_ERROR}=1 shows the traceback)"
 
 
 def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:

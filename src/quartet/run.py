@@ -91,7 +91,7 @@ class Run:
                 raise taken() from error
             run = cls(directory)
             run._begun, run._made = True, made
-            # 3. what it is, and what it was made from
+            # 3. its config and its environment
             try:
                 (directory / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
                 own = trust.packages(OmegaConf.to_container(config, resolve=True))  # noted for people, never believed

@@ -19,7 +19,7 @@ PER_CLASS = re.compile(r"(val|test)_per_class/(\w+?)_of_(.*)", re.DOTALL)
 
 
 def report(where: str, split: str | None, data_path: str | None = None) -> None:
-    """Print the metrics of the run at `where`, of both splits where `split` is None; of each class in a table."""
+    """Print the metrics of the run at `where`, of both splits if `split` is None; those of each class in a table."""
     run = Run.open(where)
     print(f"run: {printable(str(run))}", flush=True)
     for part in (split,) if split else ("val", "test"):
@@ -34,7 +34,7 @@ def report(where: str, split: str | None, data_path: str | None = None) -> None:
 
 
 def per_class(metrics: dict[str, float]) -> Iterator[str]:
-    """The lines of a table with a row for each class, that of the lowest F1 first; nothing where there are no classes."""
+    """The lines of a table with a row for each class, that of the lowest F1 first; empty without classes."""
     table: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         if found := PER_CLASS.fullmatch(name):
@@ -53,7 +53,7 @@ def per_class(metrics: dict[str, float]) -> Iterator[str]:
 def evaluate(run: Run, split: str, data_path: str | None = None) -> dict[str, float]:
     """Metrics of "val" or "test"; `data_path`: where the data of the run are now.
 
-    Raises ValueError for another split or where the data are no longer those of the run.
+    Raises ValueError for another split, and if the data are no longer those of the run.
     """
     if split not in ("val", "test"):
         raise ValueError(f"split must be val or test, not {split!r}")

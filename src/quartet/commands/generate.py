@@ -34,7 +34,7 @@ def stream(arguments: DictConfig) -> None:
     prompt = "" if arguments.prompt is None else str(arguments.prompt)  # prompt=42 is a number to Hydra
     settings: Any = {key: value for key, value in arguments.items() if key not in ("run", "prompt")}
     pieces = generate(run, prompt=prompt, **settings)
-    first = next(pieces, "")  # a mistake is told before anything of the text is
+    first = next(pieces, "")  # an error is raised before any text is printed
     on_terminal = sys.stdout.isatty()  # a file gets every sign as it is
     for piece in itertools.chain([prompt, first], pieces):
         print(printable(piece, keep="\n\t") if on_terminal else piece, end="", flush=True)
@@ -54,7 +54,7 @@ def generate(
 ) -> Iterator[str]:
     """Yield pieces of text that continue `prompt`; each piece holds whole characters only.
 
-    Raises ValueError where the run is not a language model or a setting is out of range.
+    Raises ValueError if the run is not a language model or a setting is out of range.
     """
     settings = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     wrong = [key for key, value in settings.items() if not accepts(SETTINGS[key], value)]

@@ -51,7 +51,7 @@ def run_command(config: DictConfig) -> float | None:
                 execute(run, data)
             except Interrupted as interruption:
                 again = f"{_trust_prefix(run)}{command('train', argument('resume', run))}"
-                print(printable(f"{interruption}; go on with: {again}"), file=sys.stderr)
+                print(printable(f"{interruption}; resume with: {again}"), file=sys.stderr)
                 raise
     if rank > 0:
         return None
@@ -170,7 +170,7 @@ def _resume(config: DictConfig) -> tuple[Run, DataModule | None]:
     say(f"{run.config.run.name}, seed {run.config.seed}, {run}: {begun}")
     if not any(word.startswith("data.path=") for word in words):
         return run, None
-    # the data have moved: read them where they are now, and note the place in the run
+    # the data have moved: read them from their new place, and note it in the run
     with run.exclusively():
         moved = build.opened(run, data_path=str(config.data.path))
         data = restore_data(run, moved)

@@ -263,7 +263,7 @@ class Transformer(nn.Module):
 
 
 def masked_mean(x: Tensor, keep: Tensor) -> Tensor:
-    """(B, T, D) averaged over the positions where `keep` (B, T) is true; zero where there is none."""
+    """(B, T, D) averaged over the positions where `keep` (B, T) is true; zero if there are none."""
     weight = keep.unsqueeze(-1).to(x.dtype)
     return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
 
