@@ -19,7 +19,7 @@ def here(tmp_path) -> Run:
 
 
 UNSEEN = [  # modules that would act when they are imported, or could: a program, a server, internals, backends
-    ("quartet.sweeps.server.x", "model"), ("quartet.worker.main", "callbacks"), ("quartet.report.page.x", None),
+    ("quartet.sweeps.preload.x", "model"), ("quartet.worker.main", "callbacks"), ("quartet.report.page.x", None),
     ("torch.utils.collect_env.x", "model"), ("torch.distributed.run.main", "trainer"), ("torchvision.io.x", "data"),
     ("torchmetrics.x.y", "task"), ("pytorch_lightning.cli.LightningCLI", "trainer"), ("antigravity.x", "model"),
     ("idlelib.pyshell.PyShell", "callbacks"), ("pytorch_lightning.loggersx.X", "logger"), ("quartet.modelsx.X", "model"),
@@ -35,10 +35,10 @@ def test_what_is_not_allowed_is_not_imported(monkeypatch, target, place):
 
 def test_a_refused_server_leaves_signals_alone(compose):
     """It used to be imported: SIGINT and SIGTERM were ignored from then on, and the command succeeded."""
-    assert "quartet.sweeps.server" not in sys.modules
-    with pytest.raises(ValueError, match=r"_target_=quartet\.sweeps\.server\.x is not allowed"):
-        build.check(compose("model=mlp", "model._target_=quartet.sweeps.server.x"))
-    assert "quartet.sweeps.server" not in sys.modules
+    assert "quartet.sweeps.preload" not in sys.modules
+    with pytest.raises(ValueError, match=r"_target_=quartet\.sweeps\.preload\.x is not allowed"):
+        build.check(compose("model=mlp", "model._target_=quartet.sweeps.preload.x"))
+    assert "quartet.sweeps.preload" not in sys.modules
 
 
 def aliases(levels: int) -> str:

@@ -29,13 +29,6 @@ class QuartetLauncher(Launcher):
             for name, value in settings.items()
         }
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.config = config
-        self.directory = Path(config.hydra.sweep.dir).absolute()
-
-    def run(self, jobs: Iterator[Job], ended: Callable[[JobResult], None], watcher: Watcher) -> None:
-        raise NotImplementedError
-
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         raise ValueError("this launcher works with hydra/sweeper=quartet only")
 
@@ -45,13 +38,9 @@ class LocalLauncher(QuartetLauncher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Raises ValueError if the settings cannot be met."""
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        from quartet.sweeps.local import make_pool
+        from quartet.sweeps.pool import make_pool
 
-        self.pool = make_pool(self.settings, config)
-
-    def run(self, jobs: Iterator[Job], ended: Callable[[JobResult], None], watcher: Watcher) -> None:
-        self.pool.run(jobs, ended, watcher)
+        self.run = make_pool(self.settings, config).run
 
 
 class ClusterLauncher(QuartetLauncher):
@@ -61,7 +50,7 @@ class ClusterLauncher(QuartetLauncher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Raises ValueError if the scheduler's package is not installed, or the settings cannot be met."""
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
+        self.directory, self.sweep = Path(config.hydra.sweep.dir).absolute(), config.get("sweep") or {}
         name, jobs = config.hydra.runtime.choices["hydra/launcher"], self.settings["jobs"]
         if not find_spec(self.package):
             command = f"{sys.executable} -m pip install -e '.[{self.extra}]'"
@@ -72,9 +61,8 @@ class ClusterLauncher(QuartetLauncher):
     def run(self, jobs: Iterator[Job], ended: Callable[[JobResult], None], watcher: Watcher) -> None:
         from quartet.sweeps.cluster import run_jobs
 
-        sweep = self.config.get("sweep") or {}
-        width = self.settings["jobs"] or (sys.maxsize if sweep.get("sampler") == "grid" else sweep.get("n_jobs") or 1)
-        run_jobs(self.queue(), width, jobs, ended, watcher)
+        n_jobs = sys.maxsize if self.sweep.get("sampler") == "grid" else self.sweep.get("n_jobs") or 1
+        run_jobs(self.queue(), self.settings["jobs"] or n_jobs, jobs, ended, watcher)
 
     def queue(self) -> Any:
         raise NotImplementedError

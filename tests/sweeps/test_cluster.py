@@ -20,8 +20,7 @@ from hydra.types import RunMode
 from quartet.groups import CONF
 from quartet.run import Run
 from quartet.sweeps import cluster
-from quartet.sweeps.batches import run_in_batches
-from quartet.sweeps.cluster import Submitit, TrainRun, run_jobs
+from quartet.sweeps.cluster import Submitit, TrainRun, run_in_batches, run_jobs
 from quartet.sweeps.jobs import Job, JobResult
 
 LAUNCHERS = ("slurm", "slurm_local", "ray_tasks")

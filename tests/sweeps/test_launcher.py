@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from quartet.sweeps.local import make_pool, make_slots, visible_gpus
+from quartet.sweeps.pool import make_pool, make_slots, visible_gpus
 from quartet.system.cores import n_cores
 
 PROJECT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def test_no_gpus(machine, monkeypatch, names):
 
 def test_a_job_for_each_core(machine, monkeypatch):
     machine(2)
-    monkeypatch.setattr("quartet.sweeps.local.n_cores", lambda: 6)
+    monkeypatch.setattr("quartet.sweeps.pool.n_cores", lambda: 6)
     assert make_slots(None, {"accelerator": "cpu"}) == [{}] * 4
     assert make_slots(None, {"accelerator": "cpu", "devices": 3}) == [{}] * 2
     assert make_slots(None, {"accelerator": "cpu", "devices": 9}) == [{}]
@@ -73,7 +73,7 @@ def pool(config: dict | None = None, **settings):
 
 
 def test_a_share_of_the_cores(monkeypatch):
-    monkeypatch.setattr("quartet.sweeps.local.n_cores", lambda: 8)
+    monkeypatch.setattr("quartet.sweeps.pool.n_cores", lambda: 8)
     assert pool(workers=3).environment == {"OMP_NUM_THREADS": "2", "RAYON_NUM_THREADS": "2"}
     assert pool(workers=9).environment["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
@@ -93,20 +93,20 @@ def test_settings_of_the_pool():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"workers": 0}, "hydra.launcher.workers=0: a whole number from 1 on, or null"),
-        ({"workers": "all"}, "hydra.launcher.workers=all: a whole number from 1 on, or null"),
-        ({"workers": True}, "hydra.launcher.workers=True: a whole number from 1 on, or null"),
-        ({"threads": 1.5}, "hydra.launcher.threads=1.5: a whole number from 1 on, or null"),
-        ({"timeout_minutes": -1}, "hydra.launcher.timeout_minutes=-1: minutes above 0, or null for no limit"),
-        ({"timeout_minutes": "1h"}, "hydra.launcher.timeout_minutes=1h: minutes above 0, or null for no limit"),
-        ({"retries": None}, "hydra.launcher.retries=None: a whole number, 0 for none"),
-        ({"retries": -1}, "hydra.launcher.retries=-1: a whole number, 0 for none"),
+        ({"workers": 0}, "workers must be an integer of at least 1 or null, not 0"),
+        ({"workers": "all"}, "workers must be an integer of at least 1 or null, not 'all'"),
+        ({"workers": True}, "workers must be an integer of at least 1 or null, not True"),
+        ({"threads": 1.5}, "threads must be an integer of at least 1 or null, not 1.5"),
+        ({"timeout_minutes": -1}, "timeout_minutes must be a number above 0 or null, not -1"),
+        ({"timeout_minutes": "1h"}, "timeout_minutes must be a number above 0 or null, not '1h'"),
+        ({"retries": None}, "retries must be an integer of at least 0, not None"),
+        ({"retries": -1}, "retries must be an integer of at least 0, not -1"),
     ],
 )
 def test_refused_settings(settings, message):
     with pytest.raises(ValueError) as raised:
         pool(**settings)
-    assert str(raised.value) == message
+    assert str(raised.value) == f"hydra.launcher.{message}"
 
 
 def test_all_mistakes_at_once():
@@ -154,7 +154,7 @@ def sweep(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_the_launcher_s_mistakes_are_one_line(tmp_path):
     ended = sweep(tmp_path / "sweep", "hydra.launcher.workers=0")
     assert ended.returncode == 1
-    assert ended.stderr == "error: hydra.launcher.workers=0: a whole number from 1 on, or null\n"
+    assert ended.stderr == "error: hydra.launcher.workers must be an integer of at least 1 or null, not 0\n"
 
 
 def test_a_sweep_of_two(tmp_path):

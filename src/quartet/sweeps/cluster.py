@@ -22,7 +22,7 @@ from quartet import trust
 from quartet.engine.elastic import inherited
 from quartet.run import Run
 from quartet.say import say
-from quartet.sweeps.jobs import Job, JobResult, Status, Watcher, outcome
+from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome
 from quartet.system.signals import Interrupted, stoppable
 
 POLL = 1.0  # s between looks at the results
@@ -55,27 +55,27 @@ def run_jobs(
     poll: float = POLL,
 ) -> None:
     """See `Launcher.run`; at most `width` jobs are in the queue at a time."""
-    waiting: dict[str, Job] = {}
-    begun: dict[str, float] = {}
+    waiting: dict[str, tuple[Job, float]] = {}  # with the time at which each was handed in
     try:
         with stoppable():
             exhausted = False
             while True:
-                new = []
+                # 1. hand in as many as there is room for, together
+                new: list[Job] = []
                 while not exhausted and len(waiting) + len(new) < width:
                     job = next(jobs, None)
                     exhausted = job is None
                     new += [job] if job is not None else []
                 for name, job in zip(queue.submit(new) if new else [], new, strict=True):
-                    waiting[name], begun[name] = job, time.monotonic()
+                    waiting[name] = job, time.monotonic()
                     watcher.started(job)
                 if not waiting:
                     return
-                for name, exit_code in list(queue.exits(waiting)):
-                    job, status, message = waiting.pop(name), "killed", str(exit_code)
-                    if isinstance(exit_code, int):
-                        status, message = outcome(job.run, exit_code)
-                    ended(JobResult(job, _status(status), message, time.monotonic() - begun[name]))
+                # 2. those that have ended since
+                for name, code in list(queue.exits({name: job for name, (job, _) in waiting.items()})):
+                    job, begun = waiting.pop(name)
+                    status, message = outcome(job.run, code) if isinstance(code, int) else ("killed", code)
+                    ended(JobResult(job, status, message, time.monotonic() - begun))
                 watcher.tick()
                 time.sleep(poll)
     except (Interrupted, KeyboardInterrupt):
@@ -85,8 +85,34 @@ def run_jobs(
         raise
 
 
-def _status(status: str) -> Status:
-    return status  # type: ignore[return-value]
+def run_in_batches(
+    launcher: Any, n_jobs: int, jobs: Iterator[Job], ended: Callable[[JobResult], None], watcher: Watcher
+) -> None:
+    """By launchers that return when all of a batch have ended: Hydra's own, those of other plugins.
+
+    At most `n_jobs` at a time; the task function that these launchers call trains the run with the job's number.
+    """
+    waiting: list[Job] = []
+    while True:
+        while len(waiting) < n_jobs and (job := next(jobs, None)) is not None:
+            waiting.append(job)
+        if not waiting:
+            return
+        batch = [waiting.pop(0)]
+        while waiting and waiting[0].number == batch[-1].number + 1:  # launchers count on from the first number
+            batch.append(waiting.pop(0))
+        for job in batch:
+            watcher.started(job)
+        begun, overrides = time.monotonic(), [job.run.read("trial.json")["overrides"] for job in batch]
+        try:
+            returns = launcher.launch(overrides, initial_job_idx=batch[0].number)
+        except Exception:  # some launchers raise when one job is killed; the others may still be running
+            for job in batch:
+                ended(JobResult(job, "stopped", "the launcher gave up"))
+            raise
+        for job, returned in zip(batch, returns, strict=True):
+            failed = isinstance(returned._return_value, Exception)  # the property would print it
+            ended(JobResult(job, *outcome(job.run, int(failed)), time.monotonic() - begun))
 
 
 class TrainRun:
@@ -131,84 +157,77 @@ class Submitit:
         self._looked = float("-inf")
 
     def submit(self, jobs: Sequence[Job]) -> list[str]:
+        # 1. those that the sweep had handed in before it was killed
         names: dict[int, str] = {}
-        for job in jobs:  # handed in by the sweep before it was killed?
-            name = _queued(job.run)
-            if name is not None and (_exit_code(job.run) is not None or name in self._alive([name])):
-                names[job.number] = name
+        for job in jobs:
+            with suppress(
+                OSError, ValueError, LookupError, TypeError
+            ):  # no job yet, or a file that was cut or is strange
+                name = job.run.read(QUEUED)["id"]
+                if re.fullmatch(r"\w+", name) and (_exit_code(job.run) is not None or name in self._alive([name])):
+                    names[job.number] = name
         if names:
-            say(f"jobs that {self.name} has already: {', '.join(map(str, names))}")
+            say(f"jobs that {self.name} has already: {', '.join(names.values())}")
+        # 2. the others, as one array; the jobs import this package, wherever they start
         new = [job for job in jobs if job.number not in names]
         for job in new:
-            for name in (QUEUED, ENDED):
-                (job.run.directory / name).unlink(missing_ok=True)
+            for file in (QUEUED, ENDED):
+                (job.run.directory / file).unlink(missing_ok=True)
         if new:
-            with inherited({}), self.executor.batch():  # one array; the jobs import this package, wherever they start
-                handed_in = [self.executor.submit(TrainRun(str(job.run.directory), environment(job))) for job in new]
-            for job, handed in zip(new, handed_in, strict=True):
-                names[job.number] = handed.job_id
-                self._processes[handed.job_id] = handed
-                job.run.write(QUEUED, {"id": handed.job_id})
+            with inherited({}), self.executor.batch():
+                submitted = [self.executor.submit(TrainRun(str(job.run.directory), environment(job))) for job in new]
+            for job, handle in zip(new, submitted, strict=True):
+                names[job.number] = handle.job_id
+                self._processes[handle.job_id] = handle
+                job.run.write(QUEUED, {"id": handle.job_id})
         return [names[job.number] for job in jobs]
 
     def exits(self, ids: Mapping[str, Job]) -> Iterator[tuple[str, int | str]]:
-        gone = self._gone(list(ids))
+        # lost is what was missed twice: a job that starts again may be in no list for a moment, a file may be late
+        lost: set[str] = set()
+        if time.monotonic() - self._looked >= (LOOK if self.cluster == "slurm" else 1):
+            self._looked, alive = time.monotonic(), self._alive(list(ids))
+            self._missed = {name: 0 if name in alive else self._missed.get(name, 0) + 1 for name in ids}
+            lost = {name for name, n in self._missed.items() if n > 1}
         for name, job in ids.items():
             code = _exit_code(job.run)
             if code is not None:
                 yield name, code
-            elif name in gone:
-                yield name, f"{self._state(name)} without a result; see {self.folder / name}"
-
-    def _gone(self, names: Sequence[str]) -> set[str]:
-        """Missed twice: a job that starts again may be in no list for a moment, a file may be late on a shared disk."""
-        if time.monotonic() - self._looked < (LOOK if self.cluster == "slurm" else 1):
-            return set()
-        self._looked = time.monotonic()
-        alive = self._alive(names)
-        self._missed = {name: 0 if name in alive else self._missed.get(name, 0) + 1 for name in names}
-        return {name for name, n in self._missed.items() if n > 1}
+            elif name in lost:
+                state = "ended"
+                if self.cluster == "slurm":  # which knows for some minutes how it ended
+                    states = re.findall(r"\bJobState=(\S+)", _ask("scontrol", "--oneliner", "show", "job", name) or "")
+                    state = f"ended in SLURM as {states[0]}" if states else state
+                yield name, f"{state} without a result; see {self.folder / name}"
 
     def _alive(self, names: Sequence[str]) -> set[str]:
         """Those that wait or run; all of them if SLURM does not answer."""
-        if self.cluster == "local":
-            return {name for name in names if not self._has_exited(name)}
-        command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]
-        try:
-            return set(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split())
-        except (OSError, subprocess.SubprocessError):
-            return set(names)
+        if self.cluster == "slurm":
+            listed = _ask("squeue", "--noheader", "--array", "--me", "--format=%i")
+            return set(names if listed is None else listed.split())
+        alive = set()
+        for name in names:  # a process of this sweep, or of the one before it
+            try:
+                if name not in self._processes:
+                    os.kill(int(name), 0)
+                elif self._processes[name].done():
+                    continue
+            except ProcessLookupError:
+                continue
+            alive.add(name)
+        return alive
 
-    def _has_exited(self, name: str) -> bool:
-        if name in self._processes:
-            return self._processes[name].done()
-        try:
-            os.kill(int(name), 0)
-        except ProcessLookupError:
-            return True
-        return False
 
-    def _state(self, name: str) -> str:
-        """How SLURM says that it ended, which it knows for some minutes."""
-        with suppress(OSError, subprocess.SubprocessError):
-            command = ["scontrol", "--oneliner", "show", "job", name]
-            shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-            states = [word.partition("=")[2] for word in shown.split() if word.startswith("JobState=")]
-            return f"ended in SLURM as {states[0]}" if states and self.cluster == "slurm" else "ended"
-        return "ended"
+def _ask(*command: str) -> str | None:
+    """What a command of SLURM prints; None if it fails."""
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return None
 
 
 def environment(job: Job) -> dict[str, str]:
     """What a job has to know of the sweep's process: a scheduler need not hand its environment on."""
     return {**job.run.for_workers(), trust.VARIABLE: ",".join(sorted(trust.trusted()))}
-
-
-def _queued(run: Run) -> str | None:
-    """The id of a run's job; None if it has none, or a file that was cut or is strange."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        name = run.read(QUEUED)["id"]
-        return name if re.fullmatch(r"\w+", name) else None
-    return None
 
 
 def _exit_code(run: Run) -> int | None:

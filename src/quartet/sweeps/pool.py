@@ -1,4 +1,4 @@
-"""hydra/launcher=local: some jobs at a time, each in a process of its own.
+"""hydra/launcher=local: some jobs at a time, each in a process of its own. Imports no torch.
 
 A job that crashes, runs out of memory or hangs ends alone. Processes are forked from a server that has imported torch and
 everything else once, and the sweep's own process never does; without fork (Windows) each imports for itself.
@@ -9,20 +9,34 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, ListConfig
+
+from quartet.arguments import NonNegativeInt, accepts, words
+from quartet.config import OptionalPositiveFloat, OptionalPositiveInt
 from quartet.engine.elastic import inherited
 from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome
+from quartet.system.cores import n_cores
 from quartet.system.signals import SIGNALS, Interrupted, stoppable
 from quartet.worker import run_job
 
+SETTINGS: dict[str, Any] = {  # the keys of conf/hydra/launcher/local.yaml
+    "workers": OptionalPositiveInt,
+    "threads": OptionalPositiveInt,
+    "timeout_minutes": OptionalPositiveFloat,
+    "retries": NonNegativeInt,
+}
+MOST_ON_CPU = 4  # workers by default: beyond, memory and its bandwidth run out before cores do
 POLL = 0.2  # seconds between two looks at the clock; the end of a process is noticed at once
 GRACE = 10.0  # seconds for a checkpoint after the time limit
 AGAIN = 1.0  # seconds after which a request to stop is repeated, in case it came before the job could hear it
@@ -41,19 +55,14 @@ class Attempt:
     number: int = 1
     begun: float = field(default_factory=time.monotonic)
     first_begun: float = field(default_factory=time.monotonic)
-    overdue: bool = False
-    asked: float | None = None  # when it was last asked to stop
-    kill_at: float | None = None
+    asked: float = -AGAIN  # when it was last asked to stop
+    kill_at: float | None = None  # set once it is over its time limit
 
     def stop(self) -> None:
-        """SIGTERM, on which a run saves and ends; to be repeated until it does."""
-        now = time.monotonic()
-        if self.asked is None or now - self.asked > AGAIN:
-            self.asked = now
+        """SIGTERM, on which a run saves and ends; to be called until it does."""
+        if time.monotonic() - self.asked > AGAIN:
+            self.asked = time.monotonic()
             self.signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
 
     def signal(self, signum: int) -> None:
         """To the process and all in its group; it may not lead one yet."""
@@ -95,12 +104,18 @@ class Pool:
         running: dict[int, Attempt] = {}  # by slot
         self.logs.mkdir(parents=True, exist_ok=True)
         with inherited(self.environment), stoppable() as request:
+            # the server inherits that it ignores signals: it has to outlive jobs that save a checkpoint
+            if self.context.get_start_method() == "forkserver":
+                forkserver.set_forkserver_preload([*self.preload])
+                handlers = {signum: signal.signal(signum, signal.SIG_IGN) for signum in SIGNALS}
+                forkserver.ensure_running()
+                for signum, handler in handlers.items():
+                    signal.signal(signum, handler)
             request.deferred, request.notice = True, NOTICE
-            self._start_server()
+            exhausted = False
             try:
-                exhausted = False
                 while True:
-                    # fill the free slots
+                    # 1. fill the free slots
                     for slot in range(len(self.slots)):
                         if slot not in running and not exhausted and request.signum is None:
                             job = next(jobs, None)
@@ -109,43 +124,49 @@ class Pool:
                                 running[slot] = self._start(job, slot, watcher)
                     if not running:
                         break
-                    # wait until something happens, and see to each job
+                    # 2. wait until something happens, and look at each job
                     connection.wait([attempt.process.sentinel for attempt in running.values()], POLL)
                     for slot, attempt in list(running.items()):
-                        stopping = request.signum is not None
+                        now, stopping = time.monotonic(), request.signum is not None
                         if attempt.process.exitcode is not None:
                             del running[slot]
                             result = self._result(attempt, stopping)
-                            if (
-                                result.status in ("killed", "timeout")
-                                and attempt.number <= self.retries
-                                and not stopping
-                            ):
+                            again = result.status in ("killed", "timeout") and attempt.number <= self.retries
+                            if again and not stopping:
                                 watcher.retried(result)
                                 running[slot] = self._start(attempt.job, slot, watcher, before=attempt)
                             else:
                                 ended(result)
-                        elif stopping:
+                        elif attempt.kill_at is not None and now > attempt.kill_at and not stopping:
+                            attempt.signal(signal.SIGKILL)
+                        elif stopping or attempt.kill_at is not None:
                             attempt.stop()
-                        else:
-                            self._mind_the_time(attempt, watcher)
+                        elif self.timeout_seconds is not None and now - attempt.begun > self.timeout_seconds:
+                            attempt.kill_at = now + self.grace
+                            watcher.overdue(attempt.job, self.timeout_seconds)
+                            attempt.stop()
                     watcher.tick()
             except BaseException as error:
-                # Ctrl-C again, or a mistake of whoever hands in the jobs
-                again = isinstance(error, Interrupted)
-                self._end_all(running, grace=0 if again else self.grace)
-                for attempt in running.values() if again else ():
-                    ended(self._result(attempt, stopping=True))
+                # 3. Ctrl-C again kills; a mistake of whoever hands in the jobs lets them save
+                killed = isinstance(error, Interrupted)
+                until = time.monotonic() + (0 if killed else self.grace)
+                while time.monotonic() < until and any(attempt.process.is_alive() for attempt in running.values()):
+                    for attempt in running.values():
+                        attempt.stop()
+                    time.sleep(0.05)
+                for attempt in running.values():
+                    attempt.signal(signal.SIGKILL)
+                    attempt.process.join()
+                    if killed:
+                        ended(self._result(attempt, stopping=True))
                 raise
             if request.signum is not None:
                 raise Interrupted(request.signum)
 
     def _start(self, job: Job, slot: int, watcher: Watcher, before: Attempt | None = None) -> Attempt:
         log = (self.logs / f"{job.number}.log").absolute()
-        environment = {**self.slots[slot], **job.run.for_workers()}
-        process = self.context.Process(
-            target=self.target, args=(str(job.run.directory), str(log), environment), name=f"job {job.number}"
-        )
+        arguments = str(job.run.directory), str(log), {**self.slots[slot], **job.run.for_workers()}
+        process = self.context.Process(target=self.target, args=arguments, name=f"job {job.number}")
         process.start()
         attempt = Attempt(job, slot, process, log)
         if before is not None:
@@ -153,51 +174,77 @@ class Pool:
         watcher.started(job, log)
         return attempt
 
-    def _mind_the_time(self, attempt: Attempt, watcher: Watcher) -> None:
-        """Ask a job over its limit to stop, and kill it if it does not within the grace."""
-        now = time.monotonic()
-        if attempt.kill_at is not None:
-            attempt.kill() if now > attempt.kill_at else attempt.stop()
-        elif self.timeout_seconds is not None and now - attempt.begun > self.timeout_seconds:
-            attempt.overdue, attempt.kill_at = True, now + self.grace
-            watcher.overdue(attempt.job, self.timeout_seconds)
-            attempt.stop()
-
     def _result(self, attempt: Attempt, stopping: bool) -> JobResult:
         """What a job's exit code and `result.json` say, unless it was asked to stop before it had ended."""
         status, message = outcome(attempt.job.run, attempt.process.exitcode)
         with suppress(ProcessLookupError):  # what it has started and left behind
             os.killpg(attempt.process.pid, signal.SIGKILL)
-        if status == "killed" and attempt.overdue and not stopping:
-            status, message = "timeout", f"stopped at its time limit of {in_words(self.timeout_seconds or 0)}"
-        elif status == "killed" and stopping:
+        if status == "killed" and stopping:
             status, message = "stopped", "stopped with the sweep"
+        elif status == "killed" and attempt.kill_at is not None:
+            status, message = "timeout", f"stopped at its time limit of {in_words(self.timeout_seconds or 0)}"
         seconds = time.monotonic() - attempt.first_begun
         return JobResult(attempt.job, status, message, seconds, attempt.number, attempt.log)
 
-    def _end_all(self, running: dict[int, Attempt], grace: float) -> None:
-        """Ask all to stop, and kill those that have not within `grace` seconds."""
-        until = time.monotonic() + grace
-        while time.monotonic() < until and any(attempt.process.is_alive() for attempt in running.values()):
-            for attempt in running.values():
-                attempt.stop()
-            time.sleep(0.05)
-        for attempt in running.values():
-            attempt.kill()
-            attempt.process.join()
 
-    def _start_server(self) -> None:
-        """Start what processes are forked from. Signals are blocked until it ignores them; one that runs is kept."""
-        if self.context.get_start_method() != "forkserver":
-            return
-        from multiprocessing import forkserver
+def make_pool(settings: Mapping[str, Any], config: DictConfig) -> Pool:
+    """ValueError with a line for each mistake in `settings` (those of conf/hydra/launcher/local.yaml)."""
+    problems = [
+        f"hydra.launcher.{name} must be {words(hint)}, not {settings[name]!r}"
+        for name, hint in SETTINGS.items()
+        if not accepts(hint, settings[name])
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
+    trainer, minutes = config.get("trainer") or {}, settings["timeout_minutes"]
+    slots = make_slots(settings["workers"], trainer)
+    threads = int(settings["threads"] or os.environ.get("OMP_NUM_THREADS") or max(1, n_cores() // len(slots)))
+    threads = max(1, threads // n_devices(trainer))  # those of a job are for all of its workers
+    return Pool(
+        slots=slots,
+        environment={"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)},  # the latter: tokenizers
+        preload=("quartet.sweeps.preload",),
+        logs=Path(config.hydra.sweep.dir).absolute() / "logs",
+        timeout_seconds=None if minutes is None else 60 * minutes,
+        retries=settings["retries"],
+    )
 
-        forkserver.set_forkserver_preload(["quartet.sweeps.server", *self.preload])
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+def make_slots(workers: int | None, trainer: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What each worker's jobs find in their environment: their GPUs, if there are any and `trainer` wants them.
+
+    More workers than groups of GPUs share them in turn. ValueError if a job needs more devices than there are.
+    """
+    n = n_devices(trainer)
+    gpus = visible_gpus() if trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") else []
+    if not gpus:
+        return [{} for _ in range(workers or min(MOST_ON_CPU, max(1, n_cores() // n)))]
+    if n > len(gpus):
+        raise ValueError(f"trainer.devices={n} for each job, and there are {len(gpus)} GPUs; ask for fewer")
+    groups = [",".join(gpus[i : i + n]) for i in range(0, len(gpus) - n + 1, n)]
+    return [{"CUDA_VISIBLE_DEVICES": groups[i % len(groups)]} for i in range(workers or len(groups))]
+
+
+def n_devices(trainer: Mapping[str, Any]) -> int:
+    """Devices of each job; one if it would use all that there are."""
+    n = trainer.get("devices", 1)
+    if isinstance(n, list | ListConfig):
+        raise ValueError(f"trainer.devices={list(n)}: in a sweep with hydra/launcher=local say how many, not which")
+    return 1 if n in (-1, "-1", "auto", None) else int(n)
+
+
+def visible_gpus() -> list[str]:
+    """Names that CUDA_VISIBLE_DEVICES knows, without importing torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):  # installed without a driver
+        return []
+    return [str(i) for i, _ in enumerate(re.findall("^GPU ", listed.stdout, re.M))]
 
 
 def in_words(seconds: float) -> str:

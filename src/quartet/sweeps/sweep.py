@@ -27,8 +27,7 @@ from quartet.groups import CONF, is_group, unknown_options
 from quartet.objective import Objective
 from quartet.run import Run, described, make_paths_absolute, refuse_links_out
 from quartet.say import printable, say
-from quartet.sweeps.batches import run_in_batches
-from quartet.sweeps.cluster import QUEUED
+from quartet.sweeps.cluster import QUEUED, run_in_batches
 from quartet.sweeps.display import Display
 from quartet.sweeps.jobs import Job, JobResult
 from quartet.sweeps.plan import FILE, JOURNAL, Plan
