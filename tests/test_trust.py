@@ -33,8 +33,8 @@ def test_what_is_not_allowed_is_not_imported(monkeypatch, target, place):
         build.locate(target, place)
 
 
-def test_a_refused_server_leaves_signals_alone(compose):
-    """It used to be imported: SIGINT and SIGTERM were ignored from then on, and the command succeeded."""
+def test_a_refused_module_of_sweeps_is_not_imported(compose):
+    """Importing it loads every model and data set, before anybody has asked for one."""
     assert "quartet.sweeps.preload" not in sys.modules
     with pytest.raises(ValueError, match=r"_target_=quartet\.sweeps\.preload\.x is not allowed"):
         build.check(compose("model=mlp", "model._target_=quartet.sweeps.preload.x"))
