@@ -47,7 +47,7 @@ def here(tmp_path, monkeypatch):
 
 FILES = [
     ("text", "", r"own.txt is empty: .*; name another data.path"),
-    ("text", BINARY, r"own.txt is no text: a NUL byte at position 8; name a text file"),
+    ("text", BINARY, r"own.txt is not text: a NUL byte at position 8; name a text file"),
     ("text", "Größe".encode("latin-1"), r"own.txt is not utf-8: byte 0xf6 at position 2; .*data.encoding=cp1252"),
     ("text", "To be or not to be", r"own.txt: own.txt\[0:\d+\] has \d+ tokens, .*; bring more text"),
     ("labelled_text", "", r"own.csv: the file is empty"),

@@ -70,7 +70,7 @@ def test_a_full_disk_loses_no_earlier_checkpoint(compose, outputs, monkeypatch, 
         with pytest.raises(OSError) as error:
             create_and_train(compose(*SMALL.split()))
     run = only_run(outputs)
-    said = f"the disk of {run} is full: make room, then go on with resume={run}; its last checkpoint is intact"
+    said = f"the disk of {run} is full: make room and retry with resume={run}; its last checkpoint is intact"
     assert str(error.value) == said
     assert {path.name for path in run.checkpoints.iterdir()} == {"best.ckpt", "last.ckpt"}, "nothing half-written"
     assert content(run)["global_step"] == 2 and not content(run)["finished"]
@@ -101,7 +101,9 @@ def test_a_disk_that_is_full_in_earnest(tiny_disk, script):
     words = [*SMALL.split(), "model.hidden=[200,200]", "trainer.max_steps=40", f"run.dir={tiny_disk}/run"]
     first = script("train", *words)
     run = Run(tiny_disk / "run")
-    said = "error: the disk of disk/run is full: make room, then go on with resume=disk/run; its last checkpoint is intact\n"
+    said = (
+        "error: the disk of disk/run is full: make room and retry with resume=disk/run; its last checkpoint is intact\n"
+    )
     assert (first.returncode, first.stderr) == (1, said)
     assert content(run)["global_step"] > 0
     subprocess.run(["mount", "-o", "remount,size=8m", str(tiny_disk)], check=True)

@@ -6,6 +6,7 @@ Their `run` is that of `quartet.sweeps.jobs.Launcher`; `launch`, which Hydra's o
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,7 +41,10 @@ class LocalLauncher(QuartetLauncher):
         """Raises ValueError if the settings cannot be met."""
         from quartet.sweeps.pool import make_pool
 
-        self.run = make_pool(self.settings, config).run
+        self.pool = make_pool(self.settings, config)
+
+    def run(self, jobs: Iterator[Job], ended: Callable[[JobResult], None], watcher: Watcher) -> None:
+        self.pool.run(jobs, ended, watcher)
 
 
 class ClusterLauncher(QuartetLauncher):
@@ -64,8 +68,9 @@ class ClusterLauncher(QuartetLauncher):
         n_jobs = sys.maxsize if self.sweep.get("sampler") == "grid" else self.sweep.get("n_jobs") or 1
         run_jobs(self.queue(), self.settings["jobs"] or n_jobs, jobs, ended, watcher)
 
+    @abstractmethod
     def queue(self) -> Any:
-        raise NotImplementedError
+        """A `quartet.sweeps.cluster.Queue`, made when the jobs are handed in."""
 
 
 class SubmititLauncher(ClusterLauncher):

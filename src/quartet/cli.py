@@ -24,10 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from quartet import groups, run, trust, typed
+from quartet import groups, trust, typed
 from quartet.config import MOVED
 from quartet.groups import CONF
-from quartet.run import outputs, sweep_command
+from quartet.run import error_text, outputs, sweep_command
 from quartet.say import printable
 from quartet.system.signals import Interrupted
 
@@ -255,7 +255,7 @@ def described(error: Exception) -> str:
         return f"{error.override}: not understood; brackets and quotes come in pairs, 'key=\"some text\"' quotes a text"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(error).split())
-    text = run.described(error)
+    text = error_text(error)
     return text if isinstance(error, ValueError | OSError) else f"{text} ({FULL_ERROR}=1 shows the traceback)"
 
 

@@ -296,7 +296,7 @@ class Run:
         result: dict[str, Any] = {"status": "interrupted" if interrupted else "failed", "metrics": {}}
         result["objective"] = {"name": None, "value": None}
         if not interrupted:
-            result["error"] = described(error)
+            result["error"] = error_text(error)
             with suppress(Exception):
                 text = "".join(traceback.format_exception(error))
                 (self.directory / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -396,11 +396,11 @@ def signature(config: DictConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def described(error: BaseException) -> str:
-    """An error in one line for a person, with its type unless the message says all."""
-    message = str(error)
-    if message and isinstance(error, ValueError | OSError):
-        return message
+def error_text(error: BaseException) -> str:
+    """An error for a person: the lines of a ValueError or OSError, anything else in one line that begins with its type."""
+    if isinstance(error, ValueError | OSError) and str(error):
+        return str(error)
+    message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 

@@ -73,7 +73,7 @@ def _named_in_environment() -> set[str]:
 
 
 def _named_in_conf() -> set[str]:
-    """Of the project's own files; Hydra's settings in `conf/hydra` are no part of a run."""
+    """Packages that the project's own files name; Hydra's settings in `conf/hydra` are not part of a run."""
     conf, found = PROJECT / "conf", set()
     for path in conf.rglob("*.yaml"):
         if path.relative_to(conf).parts[0] != "hydra":

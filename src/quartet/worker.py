@@ -40,8 +40,9 @@ def main() -> None:
 def run_job(directory: str, log: str, environment: dict[str, str], train: Callable[[Path], int] | None = None) -> None:
     """In a process that the local pool has just forked: lead a group, write to the log, train, end with the exit code."""
     os.setpgrp()  # Ctrl-C on a terminal does not reach it, and a signal to the group reaches all that it starts
-    for signum in SIGNALS:  # ignored by the process that this one was forked from
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked in the process that this one was forked from
     os.environ.update(environment)
     with suppress(OSError):  # when memory runs out, Linux shall kill a job rather than the sweep
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")

@@ -176,7 +176,7 @@ def test_several_objectives_have_a_front_and_no_winner(make_sweep):
     assert "On the Pareto front of val/loss, val/accuracy: 2 of 3 settings." in summary and "best:" not in summary
     assert "  model.dropout=1: val/loss 1, val/accuracy 0.5\n" in summary
     assert "On the front: model.dropout=1; model.dropout=2" in page(sweep)
-    with pytest.raises(ValueError, match=r"no one winner; choose from the Pareto front"):
+    with pytest.raises(ValueError, match=r"no single winner; choose from the Pareto front"):
         report_sweep(sweep, test_winner=True)
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -315,3 +316,16 @@ def processes_of(session: int) -> list[int]:
 def test_the_tail_of_a_log_holds_the_last_state_of_a_progress_bar(tmp_path):
     (tmp_path / "log").write_bytes(b"a\nhalf\r\x1b[31mValueError\x1b[0m: no\n")
     assert log_tail(tmp_path / "log", 2) == ["a", "ValueError: no"] and log_tail(tmp_path / "none", 2) == []
+
+
+def test_a_signal_while_the_server_starts_is_kept(pool, monkeypatch):
+    start = forkserver.ensure_running
+
+    def ensure_running() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        start()
+
+    monkeypatch.setattr(forkserver, "ensure_running", ensure_running)
+    with pytest.raises(Interrupted):
+        pool("complete")
+    assert pool.results == [], "no job begins any more"

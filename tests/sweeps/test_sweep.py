@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from quartet.cli import resumed_arguments
 from quartet.groups import CONF
-from quartet.run import Run, described
+from quartet.run import Run, error_text
 from quartet.sweeps import sweep as sweeps
 from quartet.sweeps.jobs import JobResult
 from quartet.sweeps.plan import Plan
@@ -48,7 +48,7 @@ class Launcher:
                 status = self.work(job.run.directory, settings) or status
             except Exception as error:
                 job.run.mark_failed(error)
-                status, message = "failed", described(error)
+                status, message = "failed", error_text(error)
             ended(JobResult(job, status, message))
 
 

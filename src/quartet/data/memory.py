@@ -69,7 +69,7 @@ class MemoryLoader:
 
     `epoch` and `step`, the position of the next batch, are its whole state: `seek` sets them, iteration continues from there
     to the end of the epoch. `position`, where it is given, says where each iteration begins: a trainer may leave an epoch
-    early or go on with an old one.
+    early or continue with an old one.
 
     `drop_last` leaves out the last samples of an epoch that do not fill a `window`, the batches of one optimizer step:
     a gradient is always the mean over as many samples.

@@ -1,7 +1,7 @@
 """The data report, `data.json` of a run: what was read, in one shape for every kind of data.
 
 parts        {part: {fact: number}}                          samples first; a row of the table for each part
-classes      {class: {part: count}}                          where there are classes
+classes      {class: {part: count}}                          if the target has classes
 histograms   {what: {"edges": […], "counts": {part: […]}}}   lengths of texts, a target that is a number
 columns      [{"column", "kind", "missing", "distinct", "values"}]  tables; the values as a person says them
 notes        [sentences]                                     what was dropped, chosen or cut, and how much of it

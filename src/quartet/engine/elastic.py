@@ -239,7 +239,7 @@ def _of_workers(n: int) -> dict[str, str]:
     """What workers find in their environment: their share of the cores, whom they belong to."""
     return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, n_cores() // n))),
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a lost connection is told once
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a lost connection is reported once
         PARENT: str(os.getpid()),
     }
 

@@ -21,7 +21,7 @@ def explain(error: BaseException, run: Run) -> BaseException:
             kept = (
                 "its last checkpoint is intact" if run.last_checkpoint else "it has no checkpoint yet and would restart"
             )
-            return OSError(f"the disk of {run} is full: make room, then go on with {argument('resume', run)}; {kept}")
+            return OSError(f"the disk of {run} is full: make room and retry with {argument('resume', run)}; {kept}")
         cause = cause.__cause__ or cause.__context__
 
     if is_restore_error(error):

@@ -36,7 +36,7 @@ class Periodic(nn.Module):
 class PiecewiseLinear(nn.Module):
     """A number as the filled part of each bin between training quantiles: (B, N) -> (B, N, F).
 
-    Bins below the number are 1, those above 0, its own in between; the first and the last go on beyond the training
+    Bins below the number are 1, those above 0, its own in between; the first and the last continue beyond the training
     values. `quantiles` are N ascending lists of evenly spaced ones; equal edges leave fewer bins, whose codes stay 0.
     """
 

@@ -69,7 +69,7 @@ def _report(analysis: Analysis, test_winner: bool) -> Report:
         if not analysis.ranked:
             raise ValueError(f"{analysis.name} has no completed run to test; finish one first")
         raise ValueError(
-            f"with the objectives {', '.join(analysis.objectives)} there is no one winner; choose from the Pareto front "
+            f"with the objectives {', '.join(analysis.objectives)} there is no single winner; choose from the Pareto front "
             f"and test it with: {command('evaluate', 'run=<directory>', 'split=test')}"
         )
     if test_winner and analysis.winner is not None:

@@ -39,8 +39,8 @@ class Setting:
 
     @property
     def name(self) -> str:
-        told = {k: v for k, v in self.values.items() if v != DEFAULT or k.endswith(("_target_", ".name"))}
-        words = " ".join(f"{key}={text(value)}" for key, value in told.items())
+        shown = {k: v for k, v in self.values.items() if v != DEFAULT or k.endswith(("_target_", ".name"))}
+        words = " ".join(f"{key}={text(value)}" for key, value in shown.items())
         return words or ("the defaults" if self.values else "the one setting")
 
     @property

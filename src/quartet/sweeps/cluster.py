@@ -160,9 +160,8 @@ class Submitit:
         # 1. those that the sweep had handed in before it was killed
         names: dict[int, str] = {}
         for job in jobs:
-            with suppress(
-                OSError, ValueError, LookupError, TypeError
-            ):  # no job yet, or a file that was cut or is strange
+            # no job yet, or a file that was cut or is strange
+            with suppress(OSError, ValueError, LookupError, TypeError):
                 name = job.run.read(QUEUED)["id"]
                 if re.fullmatch(r"\w+", name) and (_exit_code(job.run) is not None or name in self._alive([name])):
                     names[job.number] = name

@@ -1,7 +1,7 @@
 """hydra/launcher=local: some jobs at a time, each in a process of its own. Imports no torch.
 
 A job that crashes, runs out of memory or hangs ends alone. Processes are forked from a server that has imported torch and
-everything else once, and the sweep's own process never does; without fork (Windows) each imports for itself.
+everything else once, and the sweep's own process never does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +96,22 @@ class Pool:
     ):
         self.slots, self.logs, self.environment, self.preload = slots, logs, environment or {}, preload
         self.timeout_seconds, self.retries, self.grace, self.target = timeout_seconds, retries, grace, target
-        kinds = multiprocessing.get_all_start_methods()
-        self.context: Any = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
+        self.context = multiprocessing.get_context("forkserver")
 
     def run(self, jobs: Iterator[Job], ended: Callable[[JobResult], None], watcher: Watcher) -> None:
         """See `Launcher.run`. A second Ctrl-C kills the jobs."""
         running: dict[int, Attempt] = {}  # by slot
         self.logs.mkdir(parents=True, exist_ok=True)
         with inherited(self.environment), stoppable() as request:
-            # the server inherits that it ignores signals: it has to outlive jobs that save a checkpoint
-            if self.context.get_start_method() == "forkserver":
-                forkserver.set_forkserver_preload([*self.preload])
-                handlers = {signum: signal.signal(signum, signal.SIG_IGN) for signum in SIGNALS}
-                forkserver.ensure_running()
-                for signum, handler in handlers.items():
-                    signal.signal(signum, handler)
             request.deferred, request.notice = True, NOTICE
+            # the server inherits blocked signals, as it has to outlive jobs that save a checkpoint; jobs unblock them
+            forkserver.set_forkserver_preload([*self.preload])
+            resource_tracker.ensure_running()  # else the server starts it, which unblocks signals again
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:
+                forkserver.ensure_running()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             exhausted = False
             try:
                 while True:

@@ -1,4 +1,4 @@
-"""Ends an unpromising run of a sweep: after each validation the study is told the monitored value and asked."""
+"""Ends an unpromising run of a sweep: after each validation the study receives the monitored value and decides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Pruning(Callback):
     """Rank 0 asks the study, all ranks stop as if training had come to its end.
 
     `run_directory` lies inside the sweep's; outside of a sweep nothing is pruned. Progress is counted in validations, so
-    that runs with other batch sizes are compared at the same share of their training. The study is told the best value so
+    that runs with other batch sizes are compared at the same share of their training. The study receives the best value so
     far, by which a run is judged at its end. A run that is at its end is not pruned.
     """
 

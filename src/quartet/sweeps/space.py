@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 class Dimension:
     """One parameter: `values` in order where they can be counted, `low` to `high` where it is numeric."""
 
-    key: str  # as typed, with + or ++ where there was one
+    key: str  # as typed, with + or ++ if there was one
     text: str  # as typed behind the =
     values: tuple[str, ...] | None = None  # None: an interval
     low: float | None = None

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from quartet.files import cut_back
 from quartet.objective import Objective
-from quartet.run import described
+from quartet.run import error_text
 from quartet.sweeps.plan import JOURNAL, Plan
 from quartet.sweeps.space import Dimension, point
 
@@ -149,7 +149,7 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
                 place = f"line {number} of {journal}"
                 break
         raise ValueError(
-            f"{place} is damaged ({described(error)}); restore the file from a copy, or start another sweep: "
+            f"{place} is damaged ({error_text(error)}); restore the file from a copy, or start another sweep: "
             "the runs themselves are intact, scripts/report.py reads them"
         ) from error
 

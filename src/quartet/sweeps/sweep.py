@@ -25,7 +25,7 @@ from quartet.config import check_pairing, settle_monitor, upgrade
 from quartet.files import read_metrics
 from quartet.groups import CONF, is_group, unknown_options
 from quartet.objective import Objective
-from quartet.run import Run, described, make_paths_absolute, refuse_links_out
+from quartet.run import Run, error_text, make_paths_absolute, refuse_links_out
 from quartet.say import printable, say
 from quartet.sweeps.cluster import QUEUED, run_in_batches
 from quartet.sweeps.display import Display
@@ -198,7 +198,7 @@ class Sweep:
             try:
                 job = job._replace(run=self._create(number, words))
             except (HydraException, ValueError, OSError) as error:  # its words do not fit each other
-                message = "\n".join(override_problems("train", words)) or described(error)
+                message = "\n".join(override_problems("train", words)) or error_text(error)
                 self._write_end(job.run, error)
                 job.run.write("trial.json", {"number": number, "overrides": words})
                 self.ended(JobResult(job, "failed", message))
@@ -314,7 +314,7 @@ class Sweep:
                 print(printable("\n".join(["", summary, *curves]), keep="\n"), flush=True)
             except Exception as error:  # the sweep is none the worse
                 again = command("report", argument("sweep", self.directory))
-                print(printable(f"error: no report ({described(error)}); try again with: {again}"), file=sys.stderr)
+                print(printable(f"error: no report ({error_text(error)}); try again with: {again}"), file=sys.stderr)
 
         ends = self._ends()
         failed, rate = ends.count("fail"), self.settings["max_failure_rate"]

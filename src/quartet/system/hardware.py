@@ -1,4 +1,4 @@
-"""What the machine at hand does well, and one thing that it has to be told."""
+"""Which number formats the machine computes fast, and how it reuses freed memory."""
 
 from __future__ import annotations
 

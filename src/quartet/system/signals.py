@@ -1,10 +1,10 @@
 """A signal from outside: Ctrl-C, a scheduler that takes the machine back. Imports no torch.
 
-While a network trains the signal is only noted; training stops at the next place from which it can go on exactly
+While a network trains the signal is only noted; training stops at the next place from which it can resume exactly
 (`request.deferred`). Anywhere else it stops the process at once. A second Ctrl-C always does.
 
 In a job that submitit has handed to SLURM there is one signal more, by which submitit learns that the job's time is over:
-it stops training like the others, and submitit is told then, so that the job queues again. SIGTERM only makes a checkpoint
+it stops training like the others; submitit then learns of it and queues the job again. SIGTERM only makes a checkpoint
 there: SLURM kills a preempted job later and starts it again itself, but not one that has ended by then.
 """
 

@@ -73,7 +73,7 @@ class Classification(ScoredTask):
         if loss == "binary_cross_entropy" and getattr(self.network, "n_members", 1) > 1:
             raise ValueError(
                 "task.loss=binary_cross_entropy and model.ensemble do not go together: softmax probabilities are averaged; "
-                "take task.loss=cross_entropy"
+                "use task.loss=cross_entropy"
             )
         self.loss, self.label_smoothing = LOSSES[loss], label_smoothing
         self.register_buffer("weights", self._class_weights(class_weights), persistent=False)

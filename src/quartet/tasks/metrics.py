@@ -14,7 +14,7 @@ class RegressionErrors(Metric):
 
     The values are the standardised ones: their unit is that of the network, so an offset or a factor of the target
     changes nothing but the factor of RMSE and MAE. They are kept (4 bytes each, twice) and summed in float64 at the
-    end, by two passes. R² is left out where there is none: of fewer than two samples, or of targets that are all equal.
+    end, by two passes. R² is left out if it is undefined: of fewer than two samples, or of targets that are all equal.
     """
 
     full_state_update = False

@@ -153,7 +153,7 @@ def test_a_wrong_encoding_names_file_byte_and_remedy(write, monkeypatch, block):
 
 def test_what_is_no_text(write):
     with pytest.raises(
-        ValueError, match=r"a.png is no text: a NUL byte at position 4; name a text file, or its data.enco"
+        ValueError, match=r"a.png is not text: a NUL byte at position 4; name a text file, or its data.enco"
     ):
         UTF8.read(write("a.png", b"\x89PNG\0\0"))
     with pytest.raises(ValueError, match=r"a.txt begins like UTF-16; read it so: data.encoding=utf-16"):
@@ -164,7 +164,7 @@ def test_what_is_no_text(write):
 
 @pytest.mark.parametrize("name", ["utf9", "base64", "nonsense"])
 def test_an_unknown_encoding(name):
-    with pytest.raises(ValueError, match=rf"data.encoding={name} is no text encoding; examples: utf-8, latin-1"):
+    with pytest.raises(ValueError, match=rf"data.encoding={name} is not a text encoding; examples: utf-8, latin-1"):
         Reading(name, None)
 
 
@@ -211,5 +211,5 @@ def test_linked_folders_are_followed_each_real_one_once(tmp_path):
 def test_what_may_never_end_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     for path in (tmp_path / "pipe.txt", "/dev/zero"):
-        with pytest.raises(ValueError, match="is no regular file; name a text file"):
+        with pytest.raises(ValueError, match="is not a regular file; name a text file"):
             find_texts(str(path), [".txt"])

@@ -236,9 +236,9 @@ class TableFile(Tabular):
             table = self._table(train, classes)
             fitted = super().fit(table)
         # 2. rows that are like another one in what the network sees and predicts stay, for they may be true
-        told = [column.name for column in self._used()] + [str(self.target)]
-        frame = pa.concat_tables([rows.cells.select(told) for rows in self._parts.values()]).to_pandas()
-        keys = frame.groupby(told, dropna=False, sort=False).ngroup().to_numpy()
+        used = [column.name for column in self._used()] + [str(self.target)]
+        frame = pa.concat_tables([rows.cells.select(used) for rows in self._parts.values()]).to_pandas()
+        keys = frame.groupby(used, dropna=False, sort=False).ngroup().to_numpy()
         part = np.repeat(list(self._parts), [len(rows) for rows in self._parts.values()])
         n_shared = int(np.isin(keys[part == "test"], keys[part == "train"]).sum())
         self._notes["rows repeat another one"] = len(keys) - len(np.unique(keys))

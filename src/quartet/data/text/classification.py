@@ -253,7 +253,7 @@ class LabelledFiles:
                 f"{self.path} has one column (separator {records.separator!r}), a text and a label take two; say "
                 "data.separator"
             )
-        # named by the user, else by a usual name, else told by the cells
+        # named by the user, else by a usual name, else recognised by the cells
         found = {key: records.column(name, f"data.{key}") for key, name in wanted.items() if name is not None}
         for key, usual in USUAL.items():
             if key in found:

@@ -43,7 +43,7 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")  # all but \n and \
 class Reading:
     """How bytes become text: the encoding, never with a replacement, and the Unicode normalisation.
 
-    The encoding "auto" is that of each file: UTF-8, else the one that `encodings` finds, which is said. Every line end
+    The encoding "auto" is that of each file: UTF-8, else the one that `encodings` finds, which is reported. Every line end
     becomes \\n; other control characters but \\t are removed. ValueError where a setting is unknown.
     """
 
@@ -52,7 +52,7 @@ class Reading:
 
     def __post_init__(self):
         if self.encoding != AUTO and not _is_text_encoding(self.encoding):
-            raise ValueError(f"data.encoding={self.encoding} is no text encoding; examples: utf-8, {LEGACY}")
+            raise ValueError(f"data.encoding={self.encoding} is not a text encoding; examples: utf-8, {LEGACY}")
         if self.normalize not in FORMS:
             raise ValueError(f"data.normalize must be null, NFC, NFKC, NFD or NFKD, not {self.normalize!r}")
 
@@ -113,14 +113,14 @@ _TOLD: set[str] = set()  # files whose encoding was said: each is read several t
 
 
 def _start(file: BinaryIO, path: str, encoding: str) -> int:
-    """Skip the byte order mark of UTF-8; refuse what is no text at all."""
+    """Skip the byte order mark of UTF-8; refuse what is not text."""
     head = file.read(BLOCK)
     utf8 = codecs.lookup(encoding).name == "utf-8"
     if utf8 and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path} begins like UTF-16; read it so: data.encoding=utf-16")
     if b"\0" in head and "\0".encode(encoding) == b"\0":
         place = head.index(b"\0")
-        raise ValueError(f"{path} is no text: a NUL byte at position {place}; name a text file, or its data.encoding")
+        raise ValueError(f"{path} is not text: a NUL byte at position {place}; name a text file, or its data.encoding")
     start = 3 if utf8 and head.startswith(codecs.BOM_UTF8) else 0
     file.seek(start)
     return start
@@ -151,11 +151,11 @@ def _is_text_encoding(name: str) -> bool:
 
 @contextmanager
 def opened(path: str) -> Iterator[BinaryIO]:
-    """A user's file; what is wrong with it is said in one line."""
+    """A user's file; what is wrong with it is reported in one line."""
     try:
         mode = os.stat(user_path(path)).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe or a device may never end
-            raise ValueError(f"{path} is no regular file; name a text file, or take it out")
+            raise ValueError(f"{path} is not a regular file; name a text file, or remove it")
         file = open(user_path(path), "rb")  # noqa: SIM115 (closed below)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist{_near(path)}") from None

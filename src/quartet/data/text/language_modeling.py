@@ -224,7 +224,7 @@ class OwnText(LanguageModelingData):
 class Windows:
     """Windows of T tokens of a stream (L,) and the tokens that follow; the id of a window is the position of its start.
 
-    The stream is a ring: a window that starts near the end goes on at the beginning, so that an epoch may start
+    The stream is a ring: a window that starts near the end continues at the beginning, so that an epoch may start
     anywhere and still see (L - 1) // T windows, each target at most once. `name` is for the error of a stream too short.
     """
 
@@ -308,7 +308,7 @@ def _pieces_and_end(document: AnyDocument) -> Iterator[tuple[str, bool]]:
 
 
 def sample(documents: Sequence[AnyDocument], n_characters: int) -> Iterator[str]:
-    """Pieces of about so many characters in all, evenly spaced over the documents; all pieces where they are fewer."""
+    """Pieces of about `n_characters` in all, evenly spaced over the documents; all pieces if there are fewer."""
     step = -(-sum(map(len, documents)) // n_characters)
     return islice(chain.from_iterable(document.pieces() for document in documents), 0, None, max(1, step))
 

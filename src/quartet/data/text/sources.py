@@ -184,7 +184,7 @@ def unique(documents: list[Document]) -> list[Document]:
 
 
 def cut(text: str, size: int) -> Iterator[str]:
-    """Pieces of at most `size` characters, cut where no tokenizer of ours joins anything; nothing for an empty text."""
+    """Pieces of at most `size` characters, cut where none of our tokenizers joins anything; nothing for an empty text."""
     start = 0
     while len(text) - start > size:
         end = border(text, start, start + size)
@@ -215,7 +215,7 @@ def snippets(text: str, lines: int) -> list[str]:
 
 
 def download(url: str, sha256: str, target: Path) -> None:
-    """Fetch a small file of known content; it appears whole or not at all.
+    """Fetch a small file of known content; it appears atomically.
 
     Raises ConnectionError where the network fails, ValueError where the content differs.
     """
