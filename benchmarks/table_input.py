@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 
-from quartet.data.table.files import TableFile
+from quartet.data.table.own_table import TableFile
 from quartet.models.mlp import MLP
 
 CONF = Path(__file__).parents[1] / "conf"

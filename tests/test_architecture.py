@@ -31,18 +31,18 @@ LIBRARIES = {
         "numpy", "scipy", "optuna", "matplotlib", "omegaconf", "pandas", "jinja2", "markupsafe", "torchmetrics",
         "pytorch_lightning",
     },
-    **{part: {"hydra", "omegaconf", "filelock"} for part in ("cli", "config", "run", "groups")},  # no torch
-    **{part: set() for part in ("arguments", "environment", "objective", "say", "trust", "typed")},
+    **{part: {"hydra", "omegaconf", "filelock"} for part in ("cli", "config", "run", "config_groups")},  # no torch
+    **{part: set() for part in ("signatures", "environment", "objective", "say", "trust", "typed")},
     "files": {"yaml"},
 }  # fmt: skip
 
 # parts of our own that a part may not import, not even through others, for the sake of who reads or reuses it alone
 MAY_IMPORT = {
-    "models": {"arguments"},
+    "models": {"signatures"},
     "sampling": set(),
     "optim": {"system"},
     "tasks": {"data", "optim", "system"},
-    "data": {"arguments", "files", "say", "system", "typed"},
+    "data": {"signatures", "files", "say", "system", "typed"},
     "callbacks": {"data", "files", "lettering", "objective", "optim", "run", "sampling", "say", "system"},
 }
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from quartet.build import check
-from quartet.groups import CONF
+from quartet.config_groups import CONF
 
 
 def fails(process, *expected: str) -> str:

@@ -85,7 +85,7 @@ def test_every_scheduler(compose, scheduler):
 
 @pytest.mark.parametrize("data", options("data"))
 def test_all_data(compose, small_text, own, data):
-    from quartet.groups import fitting
+    from quartet.config_groups import fitting
 
     provides = next(kind for kind in ("tokens", "images", "table") if data in fitting("data", "provides", kind))
     model = {"tokens": "rnn", "images": "image_small", "table": "mlp"}[provides]

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from quartet import arguments
-from quartet.arguments import PositiveInt, Probability, Rule
+from quartet import signatures
 from quartet.build import build_optimizer, make, plain
 from quartet.commands.evaluate import evaluate
 from quartet.commands.train import create_and_train
 from quartet.config import ADDED, MOVED, upgrade
+from quartet.signatures import PositiveInt, Probability, Rule
 
 EVEN = Annotated[int, Rule("an even integer", lambda n: n % 2 == 0)]
 
@@ -46,8 +46,8 @@ class Network:
 )
 def test_each_argument_is_checked_by_its_annotation(name, value, message):
     sound = {"n_layers": 2, "n_heads": None, "dropout": 0.5, "norm": "rms", "widths": [2, 4]}
-    assert list(arguments.problems(Network, sound, "model")) == []
-    assert list(arguments.problems(Network, {**sound, name: value}, "model")) == [message]
+    assert list(signatures.problems(Network, sound, "model")) == []
+    assert list(signatures.problems(Network, {**sound, name: value}, "model")) == [message]
 
 
 def test_keywords_of_a_class_are_those_of_its_parent():
@@ -55,7 +55,7 @@ def test_keywords_of_a_class_are_those_of_its_parent():
         def __init__(self, *, width: int, **keywords):
             super().__init__(**keywords)
 
-    known = arguments.parameters(Wider)
+    known = signatures.parameters(Wider)
     assert known.required == {"width", "n_layers", "n_heads", "dropout", "norm", "widths"} and not known.open_ended
 
 

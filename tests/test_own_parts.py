@@ -28,8 +28,8 @@ from torch import nn
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
-from quartet.data.table.tables import TableData
-from quartet.data.table.tables import EmbeddedTable
+from quartet.data.table.tabular import TableData
+from quartet.data.table.tabular import EmbeddedTable
 from quartet.tasks.classification import Classification
 
 

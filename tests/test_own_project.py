@@ -42,7 +42,7 @@ FILES = {
     "data": {
         "mylib/flowers.py": """
             from sklearn.datasets import load_iris
-            from quartet.data.table.tables import Table
+            from quartet.data.table.tabular import Table
 
             class Flowers:
                 def __init__(self, *, kinds: list[int]):
@@ -61,7 +61,7 @@ FILES = {
               - override /task: classification
               - _self_
             data:
-              _target_: quartet.data.table.tables.TableData
+              _target_: quartet.data.table.tabular.TableData
               source:
                 _target_: mylib.flowers.Flowers
                 kinds: [0, 1]

@@ -22,13 +22,13 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from quartet import config as configs
 from quartet import optim, trust
-from quartet.arguments import parameters
 from quartet.callbacks.freeze import Freeze
 from quartet.config import arguments_of, is_users, plain, settle_monitor
 from quartet.data.base import DataModule, user_path
 from quartet.data.spec import Spec
 from quartet.run import Run
 from quartet.say import printable, say
+from quartet.signatures import parameters
 from quartet.system.hardware import is_fast, is_out_of_memory
 from quartet.tasks.base import Task
 

@@ -24,9 +24,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from quartet import groups, trust, typed
+from quartet import config_groups, trust, typed
 from quartet.config import MOVED
-from quartet.groups import CONF
+from quartet.config_groups import CONF
 from quartet.run import error_text, outputs, sweep_command
 from quartet.say import printable
 from quartet.system.signals import Interrupted
@@ -143,7 +143,7 @@ def help_text(config_name: str, purpose: str, arguments: list[str]) -> str:
     config = _compose(config_name, [word for word in arguments if not word.startswith("-")])
     names = [path.name for path in sorted(CONF.iterdir()) if path.is_dir() and path.name in config]
     names += ["experiment"] if "model" in config else []
-    options = [f"  {name:<12}{', '.join(groups.options(name))}" for name in names]
+    options = [f"  {name:<12}{', '.join(config_groups.options(name))}" for name in names]
     choices = ["choose (group=option)", *options, ""] if options else []
     flags = "-m: every combination of values with commas   --cfg job: the config alone   --resolve: references followed"
     told = ["", *choices, flags] if options else [flags]
@@ -195,7 +195,9 @@ def _is_harmless(word: str) -> bool:
     setting = re.match(r"[+~]*((?!hydra)[A-Za-z_][\w./-]*)(?:=|$)", word)
     if setting is None or ".." in setting[1] or setting[1].endswith("download"):
         return False
-    return not groups.is_group(setting[1]) or not groups.unknown_options(setting[1], word[setting.end() :])
+    return not config_groups.is_group(setting[1]) or not config_groups.unknown_options(
+        setting[1], word[setting.end() :]
+    )
 
 
 def _quoted(word: str, *, sweeps: bool) -> str:
@@ -268,10 +270,12 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
 
     # 2. options that a group does not have
     pairs = [word.lstrip("+~").partition("=")[::2] for word in arguments if re.match("[^-=][^=]*=", word)]
-    choices = {key: groups.named_options(value) for key, value in pairs if (CONF / key).is_dir() and "/" not in key}
+    choices = {
+        key: config_groups.named_options(value) for key, value in pairs if (CONF / key).is_dir() and "/" not in key
+    }
     sound = []
     for group, chosen in choices.items():
-        known = groups.options(group)
+        known = config_groups.options(group)
         unknown = [option for option in chosen if option not in known]
         for option in unknown:
             near = _suggestion(option, known)
@@ -283,7 +287,7 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
     for key, value in pairs:
         if key == "hydra/launcher":
             by_plugins = [name.removesuffix(".yaml") for name in ConfigStore.instance().list(key)]
-            launchers = sorted({*groups.options(key), *by_plugins})
+            launchers = sorted({*config_groups.options(key), *by_plugins})
             if value not in launchers:
                 plugin = "the Hydra plugin that brings it is not installed, or the name is another one"
                 yield f"{key}={value}: unknown launcher; {plugin}; here are {', '.join(launchers)}"
@@ -313,7 +317,7 @@ def _where_it_exists(key: str) -> str:
     """The options of a key's group that have it, or the group that has an option of its name."""
     group, _, rest = key.partition(".")
     if rest and (CONF / group).is_dir():
-        contents = {name: groups.content(group, name) for name in groups.options(group)}
+        contents = {name: config_groups.content(group, name) for name in config_groups.options(group)}
         there = [name for name, content in contents.items() if rest.partition(".")[0] in content.get(group, content)]
         return f" with this {group}; {', '.join(there)} {'have' if len(there) > 1 else 'has'} it" if there else ""
     having = [path.parent.name for path in CONF.glob(f"*/{key}.yaml")] if re.fullmatch(r"\w+", key) else []

@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from quartet import trust
-from quartet.arguments import (
+from quartet.config_groups import fitting
+from quartet.say import printable
+from quartet.signatures import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -28,8 +30,6 @@ from quartet.arguments import (
     problems,
     words,
 )
-from quartet.groups import fitting
-from quartet.say import printable
 from quartet.typed import PROJECT
 
 GROUPS = ("data", "model", "task", "optimizer", "scheduler", "trainer")  # one node each
@@ -64,8 +64,10 @@ RENAMED: dict[str, str] = {
     "quartet.callbacks.pruning": "quartet.sweeps.pruning",
     "quartet.callbacks.dashboards.Figures": "quartet.callbacks.figures.Figures",
     "quartet.callbacks.dashboards.TextSamples": "quartet.callbacks.samples.TextSamples",
-    "quartet.data.tables": "quartet.data.table.tables",
-    "quartet.data.table_files": "quartet.data.table.files",
+    "quartet.data.tables": "quartet.data.table.tabular",
+    "quartet.data.table_files": "quartet.data.table.own_table",
+    "quartet.data.table.tables": "quartet.data.table.tabular",
+    "quartet.data.table.files": "quartet.data.table.own_table",
     "quartet.data.labelled_text": "quartet.data.text.classification",
     "quartet.data.text": "quartet.data.text.language_modeling",
     "quartet.data.sources": "quartet.data.text.sources",

@@ -15,7 +15,7 @@ from quartet.data.image.images import ImageData
 from quartet.data.image.sets import Digits
 from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS
-from quartet.data.table.tables import EmbeddedTable, TableData
+from quartet.data.table.tabular import EmbeddedTable, TableData
 
 COMMON = {"batch_size": 16, "split": [0.8, 0.1, 0.1], "split_seed": 0, "folds": None, "fold": None, "seed": 0}
 SHARES = [[0.8, 0.1, 0.1], [0.6, 0.2, 0.2], [0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]

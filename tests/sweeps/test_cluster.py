@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import RunMode
 
-from quartet.groups import CONF
+from quartet.config_groups import CONF
 from quartet.run import Run
 from quartet.sweeps import cluster
 from quartet.sweeps.cluster import Submitit, TrainRun, run_in_batches, run_jobs

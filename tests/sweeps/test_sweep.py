@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from quartet.cli import resumed_arguments
-from quartet.groups import CONF
+from quartet.config_groups import CONF
 from quartet.run import Run, error_text
 from quartet.sweeps import sweep as sweeps
 from quartet.sweeps.jobs import JobResult

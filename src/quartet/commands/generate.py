@@ -12,10 +12,10 @@ import torch
 from omegaconf import DictConfig
 
 from quartet import build, config, sampling
-from quartet.arguments import PositiveInt, Rule, accepts, words
 from quartet.engine.weights import load_checkpoint
 from quartet.run import Run
 from quartet.say import printable
+from quartet.signatures import PositiveInt, Rule, accepts, words
 from quartet.tasks.language_modeling import LanguageModeling
 
 OptionalShare: TypeAlias = Annotated[float, Rule("a number above 0 and at most 1", lambda p: 0 < p <= 1)] | None

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from quartet import arguments
-from quartet.arguments import PositiveInt, Probability, nearest
+from quartet import signatures
+from quartet.signatures import PositiveInt, Probability, nearest
 
 SMALL_SIDE = 64  # pixels; up to here a stem that shrinks the image fourfold throws away too much
 _RESNETS = ("resnet", "resnext", "wide_resnet")
@@ -52,7 +52,7 @@ class TorchvisionClassifier(nn.Module):
         dropout: Probability,
         channels_last: bool,
     ):
-        arguments.check(TorchvisionClassifier, locals())
+        signatures.check(TorchvisionClassifier, locals())
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.backbone = _build(name, image_size, n_classes)
@@ -209,7 +209,7 @@ class SmallResNet(nn.Module):
         logit_scale: float,
         channels_last: bool,
     ):
-        arguments.check(SmallResNet, locals())
+        signatures.check(SmallResNet, locals())
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.logit_scale = logit_scale

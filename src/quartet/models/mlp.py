@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from quartet import arguments
-from quartet.arguments import PositiveFloat, PositiveInt, Probability, Rule
+from quartet import signatures
 from quartet.models.tabular import (
     MemberBatchNorm,
     MemberHeads,
@@ -25,6 +24,7 @@ from quartet.models.tabular import (
     Periodic,
     PiecewiseLinear,
 )
+from quartet.signatures import PositiveFloat, PositiveInt, Probability, Rule
 
 _ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -86,7 +86,7 @@ class MLP(nn.Module):
         n_bins: Bins,
         ensemble: PositiveInt,
     ):
-        arguments.check(MLP, locals())
+        signatures.check(MLP, locals())
         super().__init__()
         self.n_members = ensemble
         self.embeddings = nn.ModuleList(nn.Embedding(n, embedding_width(n, max_embedding)) for n in cardinalities)

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from quartet import arguments
-from quartet.arguments import PositiveInt, Probability
+from quartet import signatures
 from quartet.models.dropout import LockedDropout, TokenDropout
+from quartet.signatures import PositiveInt, Probability
 
 State = list[Any]  # of every layer: hidden state (1, B, H), for lstm the pair (hidden, cell)
 
@@ -86,7 +86,7 @@ class RNN(nn.Module):
         bidirectional: bool,
         pooling: Literal["mean", "max", "last"],
     ):
-        arguments.check(RNN, locals())
+        signatures.check(RNN, locals())
         super().__init__()
         self.context_length, self.n_classes, self.pad_id = context_length, n_classes, pad_id
         self.pooling, self.bidirectional = pooling, bidirectional

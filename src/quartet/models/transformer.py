@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quartet import arguments
-from quartet.arguments import PositiveInt, Probability
+from quartet import signatures
 from quartet.models.dropout import TokenDropout
+from quartet.signatures import PositiveInt, Probability
 
 State = list[tuple[Tensor, Tensor]]  # keys and values of every block, (B, G, P, D/H) each
 
@@ -170,7 +170,7 @@ class Transformer(nn.Module):
         tie_embeddings: bool,
         pooling: Literal["mean", "max", "first"],
     ):
-        arguments.check(Transformer, locals())
+        signatures.check(Transformer, locals())
         super().__init__()
         n_kv_heads = n_kv_heads or n_heads
         self.context_length, self.n_classes, self.pad_id, self.pooling = context_length, n_classes, pad_id, pooling

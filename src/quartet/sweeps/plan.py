@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from quartet.arguments import Fraction, NonNegativeInt, PositiveInt, Rule, accepts, words
 from quartet.config import OptionalPositiveFloat, OptionalPositiveInt, direction_problem
+from quartet.signatures import Fraction, NonNegativeInt, PositiveInt, Rule, accepts, words
 from quartet.sweeps.space import Dimension, size, start_point
 
 FILE, JOURNAL = "sweep.json", "journal.log"

@@ -22,9 +22,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-from quartet.arguments import NonNegativeInt, accepts, words
 from quartet.config import OptionalPositiveFloat, OptionalPositiveInt
 from quartet.engine.elastic import inherited
+from quartet.signatures import NonNegativeInt, accepts, words
 from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome
 from quartet.system.cores import n_cores
 from quartet.system.signals import SIGNALS, Interrupted, stoppable

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from quartet.cli import override_problems
 from quartet.config import check_pairing, settle_monitor, upgrade
+from quartet.config_groups import CONF, is_group, unknown_options
 from quartet.files import read_metrics
-from quartet.groups import CONF, is_group, unknown_options
 from quartet.objective import Objective
 from quartet.run import Run, error_text, make_paths_absolute, refuse_links_out
 from quartet.say import printable, say

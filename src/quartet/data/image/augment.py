@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quartet import arguments
-from quartet.arguments import Fraction, NonNegativeFloat, NonNegativeInt, Rule
+from quartet import signatures
+from quartet.signatures import Fraction, NonNegativeFloat, NonNegativeInt, Rule
 
 MAX_MAGNITUDE = 30  # RandAugment's largest magnitude, where the ranges of its operations end
 LUMA = (0.299, 0.587, 0.114)  # how bright red, green and blue look (ITU-R BT.601), as PIL turns colour into grey
@@ -59,7 +59,7 @@ class Augment:
         mixup: NonNegativeFloat,
         cutmix: NonNegativeFloat,
     ):
-        arguments.check(Augment, locals(), "data.augment")
+        signatures.check(Augment, locals(), "data.augment")
         self.crop, self.fill, self.flip = crop, fill, flip
         self.randaugment, self.colour = randaugment, colour
         self.erasing, self.mixup, self.cutmix = erasing, mixup, cutmix

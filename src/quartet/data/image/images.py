@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quartet import arguments
-from quartet.arguments import NonNegativeFloat, NonNegativeInt, PositiveInt, Rule
+from quartet import signatures
 from quartet.data.base import DataModule
 from quartet.data.image import decode, folders
 from quartet.data.image.augment import Augment
@@ -31,6 +30,7 @@ from quartet.data.report import class_table
 from quartet.data.spec import Spec
 from quartet.data.splits import check_classes, check_duplicates, listed
 from quartet.say import say
+from quartet.signatures import NonNegativeFloat, NonNegativeInt, PositiveInt, Rule
 
 NEARLY_FLAT = 0.02  # of white: images whose deviation is smaller are probably a mistake
 LARGEST_FOUND = 128  # pixels: larger images train slowly, their size must be asked for
@@ -87,7 +87,7 @@ class ImageDataModule(DataModule):
         """What is wrong with data.augment, one sentence each; keys may be missing."""
         augment = settings.get("augment")
         given = {key: value for key, value in augment.items() if key != "_target_"} if isinstance(augment, dict) else {}
-        return list(arguments.problems(Augment, given, "data.augment"))
+        return list(signatures.problems(Augment, given, "data.augment"))
 
     def _make_parts(
         self, store: ImageStore, rows: dict[str, list[int]], labels: np.ndarray, classes: tuple[str, ...]
@@ -209,7 +209,7 @@ class FolderData(ImageDataModule):
         on_overlap: Literal["error", "drop"],
         **common: Any,
     ):
-        arguments.check(FolderData, {k: v for k, v in locals().items() if k != "common"}, "data")
+        signatures.check(FolderData, {k: v for k, v in locals().items() if k != "common"}, "data")
         super().__init__(**common)
         self.path, self.image_size, self.channels = path, image_size, channels
         self.memory_gb, self.disk_gb, self.num_workers = memory_gb, disk_gb, num_workers

@@ -35,7 +35,7 @@ from quartet.data.table.columns import (
     read_numbers,
     without,
 )
-from quartet.data.table.tables import Table, Tabular
+from quartet.data.table.tabular import Table, Tabular
 from quartet.say import say
 
 N_EXAMPLES = 8  # training rows in the report

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quartet.data.table.columns import category
-from quartet.data.table.tables import EmbeddedTable, Table, TableData, fit_scaling, scale
+from quartet.data.table.tabular import EmbeddedTable, Table, TableData, fit_scaling, scale
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from samples import sample_table
 
 from quartet.commands.evaluate import evaluate
 from quartet.commands.train import create_and_train
-from quartet.data.table.files import TableFile
+from quartet.data.table.own_table import TableFile
 
 SETTINGS = {
     "target": "y",

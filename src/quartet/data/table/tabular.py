@@ -1,6 +1,6 @@
 """Tables: numeric and categorical columns, a class or a number to predict; here those inside a library.
 
-Scaling, numbering of categories and encoding for inference are the same for the user's file (`files.py`). A numeric
+Scaling, numbering of categories and encoding for inference are the same for the user's file (`own_table.py`). A numeric
 column has NaN for a missing value (infinity counts as missing too), a categorical one None.
 
 Letters: M rows, N numeric columns, K categorical columns.
