@@ -281,7 +281,7 @@ def test_an_absent_column_is_named():
 
 
 def test_text_in_a_numeric_column_is_named():
-    with pytest.raises(ValueError, match="column 'age' must be a number, not 'thirty'"):
+    with pytest.raises(ValueError, match="column 'age' must hold a number, but row 1 has 'thirty'"):
         make().encode([{"age": "thirty", "income": 1, "city": "Bonn"}])
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 
@@ -17,6 +18,9 @@ from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS, Split
 from quartet.system.lightning_compat import batches_seen
 from quartet.typed import user_path as user_path
+
+if TYPE_CHECKING:
+    from quartet.data.examples import Examples
 
 
 class DataModule(LightningDataModule):
@@ -66,8 +70,25 @@ class DataModule(LightningDataModule):
         """Sizes, class counts, lengths: a short plain summary of the data."""
 
     @abstractmethod
-    def encode(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+    def encode(self, examples: Any) -> dict[str, torch.Tensor]:
         """Raw examples without targets to the inputs of the network, for inference."""
+
+    def examples(self, source: str) -> Iterator[Examples]:
+        """New examples that a user names, in chunks; raises ValueError or OSError for input of another kind."""
+        raise ValueError(f"{type(self).__name__} reads no new examples; give it a method examples(source)")
+
+    def targets(self, labels: Sequence[str | None]) -> np.ndarray:
+        """Labels as they were read to targets (N,): places in the classes, -1 for one that is none of them."""
+        place = {name: i for i, name in enumerate(self.spec.classes)}
+        return np.array([place.get(label, -1) if label is not None else -1 for label in labels], dtype=np.int64)
+
+    def read_new(self, path: str) -> Any:
+        """New examples with their targets, all of them, as `encode_split` reads them; sets the ids of "test"."""
+        raise ValueError(f"{type(self).__name__} reads no new data; give it a method read_new(path)")
+
+    def use_new(self, path: str) -> None:
+        """Make the data at a path the test part, read with the preprocessing of the run."""
+        self.datasets = {"test": self.encode_split(self.read_new(path))}
 
     def reuse(self, preprocessing: dict[str, Any]) -> str | None:
         """Before `setup`: take from another run's preprocessing what its weights depend on. Says what; None: nothing."""

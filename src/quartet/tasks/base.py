@@ -186,10 +186,20 @@ class ScoredTask(Task):
     def log_metrics(self, part: str) -> None:
         loss, scores = self.losses[f"{part}_loss"], self.scores[f"{part}_scores"]
         self.log(f"{part}/loss", loss.compute())  # type: ignore[operator]
-        self.log_scores(part, scores.compute())  # type: ignore[operator]
+        self.log_dict({f"{part}{name}": value for name, value in self.defined(scores.compute()).items()})  # type: ignore[operator]
         loss.reset()  # type: ignore[operator]
         scores.reset()  # type: ignore[operator]
 
-    def log_scores(self, part: str, scores: dict[str, Tensor]) -> None:
-        """Log what the metrics have computed."""
-        self.log_dict({f"{part}/{name}": value for name, value in scores.items()})
+    @abstractmethod
+    def predict(self, inputs: dict[str, Tensor]) -> Tensor:
+        """What the network predicts: probabilities (B, C), or numbers (B,) in the target's own unit."""
+
+    def defined(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The metrics that have a value, by what follows the name of the part: "/accuracy", "_per_class/f1_of_cat"."""
+        return {f"/{name}": value for name, value in scores.items()}
+
+    def measure(self, prediction: Tensor, target: Tensor) -> dict[str, float]:
+        """The metrics of predictions, as validation and test would log them."""
+        scores = self.new_metrics()
+        scores.update(prediction, target)
+        return {name: float(value) for name, value in self.defined(scores.compute()).items()}

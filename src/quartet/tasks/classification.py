@@ -113,25 +113,31 @@ class Classification(ScoredTask):
         scores = logits.sigmoid()
         return (scores / scores.sum(-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
 
-    def log_scores(self, part: str, scores: dict[str, Tensor]) -> None:
-        """What is averaged over classes is so over those that occur; what is not defined is not logged.
+    def predict(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.probabilities(self.network(**inputs).float())
+
+    def defined(self, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is averaged over classes is so over those that occur; what is not defined is left out.
 
         A class without samples has neither AUROC nor average precision, nor recall, and one without any other class
         beside it has no AUROC. Precision, recall and F1 are averaged over the classes that occur or are predicted. All
         of it is as scikit-learn has it.
         """
-        counts = scores.pop("counts")
+        counts, found = scores["counts"], {}
         occurs = counts > 0
         defined = {"auroc": occurs & (counts < counts.sum()), "average_precision": occurs}
         for name, value in scores.items():
+            if name == "counts":
+                continue
             if value.ndim == 0:
-                self.log(f"{part}/{name}", value)
+                found[f"/{name}"] = value
             elif name not in defined:
                 for label, of_class, there in zip(self.spec.classes, value, occurs, strict=True):
                     if there:
-                        self.log(f"{part}_per_class/{name}_{label}", of_class)
+                        found[f"_per_class/{name}_{label}"] = of_class
             elif defined[name].any():
-                self.log(f"{part}/{name}", value[defined[name]].mean())
+                found[f"/{name}"] = value[defined[name]].mean()
+        return found
 
     def undefined(self, targets: Tensor) -> set[str]:
         return {"auroc"} if len(targets.unique()) < 2 else set()

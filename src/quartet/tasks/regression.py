@@ -40,6 +40,14 @@ class Regression(ScoredTask):
             "index": batch["index"],
         }
 
+    def predict(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.to_units(self.network(**inputs).float().squeeze(-1))
+
+    def measure(self, prediction: Tensor, target: Tensor) -> dict[str, float]:
+        """Of values in the target's own unit."""
+        values = ((x - self.spec.target_mean) / self.spec.target_std for x in (prediction.double(), target.double()))
+        return super().measure(*values)
+
     def to_units(self, standardised: Tensor) -> Tensor:
         """In float64, which holds a year or a price beside its spread; on the CPU, as not every device has it."""
         return standardised.detach().cpu().double() * self.spec.target_std + self.spec.target_mean

@@ -13,13 +13,14 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,6 +28,7 @@ from quartet.data.cache import Cache, Mapped
 from quartet.data.image.folders import ImageFile, Problems, ValueRange, run_in_threads
 from quartet.data.memory import Batch
 from quartet.say import say
+from quartet.system.cores import n_cores
 
 MODES = {1: "L", 3: "RGB"}  # channels -> PIL mode
 CACHE = Cache("pictures", version=2, room="as much as the decoded images take; data.disk_gb=0 does without")
@@ -102,6 +104,23 @@ class ImageFormat:
         for i, image in enumerate(images):
             decoded[i] = to_uint8(image, self.channels, self.size, self.value_range)
         return decoded
+
+    def read_in_threads(self, images: Sequence[Any]) -> np.ndarray:
+        """The same on all cores, for PIL releases the interpreter lock; ValueError names a file that cannot be read."""
+
+        def read_one(image: Any) -> np.ndarray:
+            try:
+                return self.read([image])
+            except (PermissionError, MemoryError):
+                raise
+            except Exception as error:  # PIL raises a dozen kinds on damaged files
+                if not isinstance(image, str | os.PathLike):
+                    raise
+                reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+                raise ValueError(f"{image} cannot be read as an image ({reason})") from error
+
+        with ThreadPoolExecutor(n_cores()) as pool:
+            return np.concatenate([np.empty((0, *self.shape), dtype=np.uint8), *pool.map(read_one, images)])
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, Protocol
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from quartet import signatures
 from quartet.data.base import DataModule
+from quartet.data.examples import STDIN, Examples, find_files
 from quartet.data.image import decode, folders
 from quartet.data.image.augment import Augment
 from quartet.data.image.decode import ImageDataset, ImageFormat, ImageStore, to_uint8
@@ -32,6 +33,7 @@ from quartet.data.splits import check_classes, check_duplicates, listed
 from quartet.say import say
 from quartet.signatures import NonNegativeFloat, NonNegativeInt, PositiveInt, Rule
 
+N_STREAMED = 256  # images that are predicted together
 NEARLY_FLAT = 0.02  # of white: images whose deviation is smaller are probably a mistake
 LARGEST_FOUND = 128  # pixels: larger images train slowly, their size must be asked for
 USUAL_SIZE = 64  # pixels, for images of several sizes
@@ -131,11 +133,45 @@ class ImageDataModule(DataModule):
         if self.mean.shape != shape or self.std.shape != shape or not bool((self.std > 0).all()):
             raise ValueError("mean and std are not a number for each channel")
 
-    def encode(self, examples: list[Any]) -> dict[str, Tensor]:
+    def encode(self, examples: Sequence[Any]) -> dict[str, Tensor]:
         """Images of any size, as `to_uint8` accepts them -> {"image": (B, C, S, S) normalised}."""
+        return {"image": self.normalise(torch.from_numpy(self._format().read_in_threads(examples)))}
+
+    def _format(self) -> ImageFormat:
         sizes = self.spec.sizes
-        format = ImageFormat(sizes["in_channels"], sizes["image_size"], self.value_range)
-        return {"image": self.normalise(torch.from_numpy(format.read(examples)))}
+        return ImageFormat(sizes["in_channels"], sizes["image_size"], self.value_range)
+
+    def examples(self, source: str) -> Iterator[Examples]:
+        """Images of a file, a folder or a glob; a folder on the way to an image that is called like a class labels it."""
+        if source == STDIN:
+            raise ValueError("input=-: images are files; name one, a folder or a glob")
+        files = find_files(source, folders.SUFFIXES)
+        if files is None:
+            raise FileNotFoundError(f"input={source}: no such image, folder or glob")
+        names, classes = list(files), {*self.spec.classes}
+        found = [[word for word in name.split("/")[:-1] if word in classes] for name in names]
+        found_labels = [words[-1] if words else None for words in found]
+        for i in range(0, len(names), N_STREAMED):
+            span = slice(i, i + N_STREAMED)
+            own = found_labels[span] if any(found_labels) else None
+            yield Examples("file", names[span], [files[name] for name in names[span]], own)
+
+    def read_new(self, path: str) -> ImageDataset:
+        """All images below a folder of class folders, whatever parts they are in."""
+        files, _ = list_images(path)
+        unknown = sorted({file.label for file in files} - {*self.spec.classes})
+        if unknown:
+            raise ValueError(
+                f"data.path={path} has the class folders {listed(unknown)}, and the run knows "
+                f"{listed(self.spec.classes, 12)}; rename or remove them"
+            )
+        store, undecodable = decode.decode_to_memory(files, self._format())
+        if undecodable:
+            names = listed(f"{file.name} ({reason})" for file, reason in undecodable.items())
+            raise ValueError(f"{counted(len(undecodable), 'image')} in data.path={path} cannot be read: {names}")
+        self.ids["test"] = [file.name for file in files]
+        targets = self.targets([file.label for file in files])
+        return self._make_parts(store, {"test": [*range(len(files))]}, targets, self.spec.classes)["test"]
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         images = batch["inputs"]["image"]  # (B, C, S, S) uint8

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from torch import Tensor
 
 from quartet.data.memory import Samples
 from quartet.data.records import Format, Records, pc, read_records
@@ -23,14 +22,12 @@ from quartet.data.table.columns import (
     KINDS,
     MISSING,
     Column,
-    Where,
     as_text,
     find_column,
     find_decimal,
     labels,
     option,
     other_order,
-    read_column,
     read_dates,
     read_numbers,
     without,
@@ -236,7 +233,7 @@ class TableFile(Tabular):
             table = self._table(train, classes)
             fitted = super().fit(table)
         # 2. rows that are like another one in what the network sees and predicts stay, for they may be true
-        used = [column.name for column in self._used()] + [str(self.target)]
+        used = [column.name for column in self.inputs] + [str(self.target)]
         frame = pa.concat_tables([rows.cells.select(used) for rows in self._parts.values()]).to_pandas()
         keys = frame.groupby(used, dropna=False, sort=False).ngroup().to_numpy()
         part = np.repeat(list(self._parts), [len(rows) for rows in self._parts.values()])
@@ -250,7 +247,7 @@ class TableFile(Tabular):
             )
         # 3. columns that say the target in other words: known too late, or an identifier
         target = np.array(classes, dtype=object)[table.target] if classes else table.target
-        for column in self._used():
+        for column in self.inputs:
             names = [f"{column.name}.{feature}" for feature in column.features] or [column.name]
             own = [(table.categorical | table.numeric)[name] for name in names]
             if any(determines(feature, target) for feature in own):
@@ -301,55 +298,18 @@ class TableFile(Tabular):
         ]
         return columns, decimal, example
 
-    def use(self, preprocessing: dict[str, Any]) -> None:
-        super().use(preprocessing)
-        self.schema = preprocessing["schema"]
-        if self.schema["decimal"] not in (".", ",") or not all(isinstance(name, str) for name in self.columns):
-            raise ValueError("the schema is not that of a table")
-
-    def _used(self) -> list[Column]:
-        return [Column(**column) for column in self.schema["columns"] if column["kind"] != "ignore"]
-
-    @property
-    def columns(self) -> list[str]:
-        return [column.name for column in self._used()]
-
-    def encode_split(self, examples: Records) -> Samples:
+    def encode_split(self, examples: Any) -> Samples:
         with _naming(self.path):
-            return super().encode_split(self._table(examples, self.spec.classes))
+            table = examples if isinstance(examples, Table) else self._table(examples, self.spec.classes)
+            return super().encode_split(table)
 
     def _table(self, rows: Records, classes: Sequence[str]) -> Table:
-        numeric, categorical = self._features(rows.cells, rows.where)
+        numeric, categorical = self.features(rows.cells, rows.where)
         if not classes:
             return Table(numeric, categorical, self._numbers(rows, self.schema["decimal"]), str(self.target))
         place = {name: i for i, name in enumerate(classes)}
         target = np.array([place[label] for label in labels(rows.cells[self.target])], dtype=np.int64)
         return Table(numeric, categorical, target, str(self.target), tuple(classes))
-
-    def _features(self, cells: pa.Table, where: Where) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Numeric and categorical features, by name."""
-        numeric, categorical = {}, {}
-        for column in self._used():
-            features = read_column(column, cells[column.name], self.schema["decimal"], where)
-            (numeric if column.kind in ("numeric", "date") else categorical).update(features)
-        return numeric, categorical
-
-    def encode(self, examples: Any) -> dict[str, Tensor]:
-        """Rows as a list of column -> value, or as a pandas DataFrame, read as the file was; other columns are ignored.
-
-        Raises ValueError for an absent column and for a value that is not of its column's kind.
-        """
-        if isinstance(examples, pd.DataFrame):
-            examples = examples.rename(columns=lambda name: str(name).strip())
-            self._check_columns([dict.fromkeys(examples.columns)])
-            values = {name: examples[name] for name in self.columns}
-        else:
-            rows = [{str(name).strip(): value for name, value in row.items()} for row in examples]
-            self._check_columns(rows)
-            values = {name: [row[name] for row in rows] for name in self.columns}
-        cells = pa.table({name: as_text(column, self.schema["missing"]) for name, column in values.items()})
-        numeric, categorical = self._features(cells, lambda places: f"row {places[0] + 1}")
-        return self._inputs(numeric, categorical, len(examples))
 
     def describe(self) -> dict[str, Any]:
         columns = [Column(**column) for column in self.schema["columns"]]

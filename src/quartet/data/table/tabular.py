@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Protocol
@@ -23,11 +22,15 @@ import torch
 from torch import Tensor
 
 from quartet.data.base import DataModule
+from quartet.data.csv_text import Format
+from quartet.data.examples import Examples, read_records_in_blocks
 from quartet.data.memory import Samples
+from quartet.data.records import Records, read_records
 from quartet.data.report import class_table, histogram, said_values
 from quartet.data.spec import Spec
-from quartet.data.splits import SPLITS
-from quartet.data.table.columns import category
+from quartet.data.splits import SPLITS, listed
+from quartet.data.table.columns import Column, Where, as_text, category, labels, read_column, read_numbers, without
+from quartet.say import say
 
 SCALINGS = ("standard", "minmax", "quantile")
 MAX_QUANTILES = 1000  # points kept for each column of quantile scaling; more hardly change it (scikit-learn's default)
@@ -135,6 +138,7 @@ class Tabular(DataModule):
         if scaling not in SCALINGS:
             raise ValueError(f"data.scaling must be one of {', '.join(SCALINGS)}, not {scaling!r}")
         self.scaling = scaling
+        self.format = Format()  # how rows that are brought later are read
 
     def fit(self, train: Table) -> dict[str, Any]:
         numeric = [{"column": name, **fit_scaling(x, self.scaling)} for name, x in train.numeric.items()]
@@ -168,15 +172,30 @@ class Tabular(DataModule):
         curve = [number for x in self.numeric for name in ("quantiles", "scores") for number in x.get(name, [])]
         if not all(isinstance(v, float | int) for v in (*curve, *values)) or not all(x["column"] for x in self.numeric):
             raise ValueError("the scaling of a numeric column is not made of numbers")
+        # rows that are brought later are read by these columns; a table inside a library has no schema of its own
+        kinds = {"numeric": self.numeric, "categorical": self.categorical}
+        columns = [{"name": x["column"], "kind": kind} for kind, found in kinds.items() for x in found]
+        self.schema = preprocessing.get("schema", {"columns": columns, "decimal": ".", "missing": []})
+        if self.schema["decimal"] not in (".", ",") or not all(isinstance(name, str) for name in self.columns):
+            raise ValueError("the schema is not that of a table")
         sizes = self.spec.sizes
         cardinalities = [1 + len(slots) for slots in self._slots]
         if [sizes["n_numeric"], sizes["cardinalities"]] != [len(self.numeric), cardinalities]:
             raise ValueError("the columns are not as many as the sizes say")
 
     @property
+    def inputs(self) -> list[Column]:
+        return [Column(**column) for column in self.schema["columns"] if column["kind"] != "ignore"]
+
+    @property
+    def known(self) -> list[str]:
+        """The columns of the training data, and the target."""
+        return [*(column["name"] for column in self.schema["columns"]), self.preprocessing()["target"]]
+
+    @property
     def columns(self) -> list[str]:
         """What a row must have."""
-        return [fitted["column"] for fitted in (*self.numeric, *self.categorical)]
+        return [column.name for column in self.inputs]
 
     def encode_split(self, examples: Table) -> Samples:
         target, spec = torch.from_numpy(examples.target), self.spec
@@ -184,25 +203,79 @@ class Tabular(DataModule):
         return Samples(self._inputs(examples.numeric, examples.categorical, len(examples)), target)
 
     def encode(self, examples: Any) -> dict[str, Tensor]:
-        """Rows as a list of column -> value, or as a pandas DataFrame; None, NaN and "" are missing values.
+        """Rows as the file was read (`Records`), a list of column -> value, or a DataFrame; None, NaN and "" are missing.
 
-        Columns are found by name, others are ignored. Raises ValueError for a row that lacks a column and for a number
-        that cannot be read.
+        Columns are found by name, others are ignored. Raises ValueError for an absent column and for a value that is not
+        of its column's kind; categories may be new.
         """
-        if hasattr(examples, "to_dict"):
-            examples = examples.to_dict("records")
-        self._check_columns(examples)
-        numeric: dict[str, Any] = {}
-        for name in (fitted["column"] for fitted in self.numeric):
-            values = [math.nan if row[name] in (None, "") else row[name] for row in examples]
-            numbers: Any = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")
-            numeric[name] = np.asarray(numbers, dtype=float)
-            pairs = zip(values, numbers, strict=True)
-            wrong = [x for x, number in pairs if pd.isna(number) and str(x).strip().lower() != "nan"]
-            if wrong:
-                raise ValueError(f"column {name!r} must be a number, not {wrong[0]!r}")
-        categorical = {x["column"]: [category(row[x["column"]]) for row in examples] for x in self.categorical}
-        return self._inputs(numeric, categorical, len(examples))
+        if isinstance(examples, pd.DataFrame):
+            examples = examples.rename(columns=lambda name: str(name).strip())
+            self._check_columns([dict.fromkeys(examples.columns)])
+            values = {name: examples[name] for name in self.columns}
+        elif isinstance(examples, Records):
+            self._check_columns([dict.fromkeys(examples.columns)])
+            values = {name: examples.cells[name] for name in self.columns}
+        else:
+            rows = [{str(name).strip(): value for name, value in row.items()} for row in examples]
+            self._check_columns(rows)
+            values = {name: [row[name] for row in rows] for name in self.columns}
+        where = examples.where if isinstance(examples, Records) else lambda places: f"row {places[0] + 1}"
+        cells = {name: as_text(column, self.schema["missing"]) for name, column in values.items()}
+        return self._inputs(*self.features(cells, where), len(examples))
+
+    def examples(self, source: str) -> Iterator[Examples]:
+        """Rows of a file; columns may stand in any order, and those that are not needed are ignored."""
+        target = self.preprocessing()["target"]
+        for i, records in enumerate(read_records_in_blocks(source, self.format)):
+            if i == 0:
+                absent, unknown = (
+                    {*a} - {*b} for a, b in ((self.columns, records.columns), (records.columns, self.known))
+                )
+                if absent:
+                    raise ValueError(
+                        f"{source}: no column {listed(map(repr, sorted(absent)))}, which the run was trained on; add it, "
+                        f"empty where it is unknown (there are {listed(map(repr, records.columns), 8)})"
+                    )
+                if unknown:
+                    say(f"note: {source}: ignored, unknown to the run: {listed(map(repr, sorted(unknown)), 8)}")
+            cells = as_text(records.cells[target], self.schema["missing"]) if target in records.columns else None
+            yield Examples("row", records.numbers, records, None if cells is None else labels(cells).tolist())
+
+    def targets(self, labels: Sequence[str | None]) -> np.ndarray:
+        """As in training; of a regression the numbers (N,), NaN if there is none."""
+        if self.spec.classes:
+            return super().targets(labels)
+        return read_numbers(without(as_text(labels)), self.schema["decimal"])[0]
+
+    def read_new(self, path: str) -> Records | Table:
+        rows = read_records(path, self.format)
+        target = self.preprocessing()["target"]
+        name = rows.column(target, "the target of the run")
+        given = as_text(rows.cells[name], self.schema["missing"])
+        places = self.targets(labels(given).tolist())
+        unknown = np.flatnonzero(places < 0 if self.spec.classes else np.isnan(places))
+        if len(unknown):
+            shown = listed(dict.fromkeys(repr(given[int(i)].as_py()) for i in unknown))
+            what = f"one of the classes {listed(self.spec.classes, 8)}" if self.spec.classes else "a number"
+            raise ValueError(
+                f"{path}: the target {target!r} must be {what}, but {rows.where(unknown)} has {shown}; correct or "
+                "remove these rows"
+            )
+        self.ids["test"] = (rows.numbers - 1).tolist()
+        self.new_rows = rows
+        numeric, categorical = self.features(
+            {c: as_text(rows.cells[rows.column(c, "the run")], self.schema["missing"]) for c in self.columns},
+            rows.where,
+        )
+        return Table(numeric, categorical, places, target, self.spec.classes)
+
+    def features(self, cells: Any, where: Where) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Numeric and categorical features (M,) by name, from the texts (M,) of each input column."""
+        numeric, categorical = {}, {}
+        for column in self.inputs:
+            found = read_column(column, cells[column.name], self.schema["decimal"], where)
+            (numeric if column.kind in ("numeric", "date") else categorical).update(found)
+        return numeric, categorical
 
     def _check_columns(self, rows: list[dict[str, Any]]) -> None:
         for i, row in enumerate(rows, start=1):

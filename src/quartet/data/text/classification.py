@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quartet.data.csv_text import Format
+from quartet.data.examples import Examples
 from quartet.data.memory import Batch, Order, Samples, generator
-from quartet.data.records import Format, Records, pc, read_records
+from quartet.data.records import Records, pc, read_records
 from quartet.data.report import class_table, histogram
 from quartet.data.spec import Spec
 from quartet.data.splits import (
@@ -29,6 +31,7 @@ from quartet.data.splits import (
     listed,
     parts_from_column,
 )
+from quartet.data.text.examples import TEXT_SUFFIXES, stream_texts
 from quartet.data.text.files import Reading
 from quartet.data.text.language_modeling import TextData, padded
 from quartet.data.text.sources import LabelledSource, LabelledText, fingerprint
@@ -118,9 +121,41 @@ class TextClassificationData(TextData):
         target = torch.tensor([place[row.label] for row in examples], dtype=torch.int64)
         return PaddedTexts(self._padded(rows), lengths, target)
 
-    def encode(self, examples: list[str]) -> dict[str, Tensor]:
-        """The first T tokens of each text, (N, ≤ T), padded at the end."""
+    def encode(self, examples: Sequence[str]) -> dict[str, Tensor]:
+        """The first T tokens of each text, (N, ≤ T), padded at the end. ValueError for a text that is None."""
+        if any(text is None for text in examples):
+            raise ValueError("the text is missing")
+        examples = list(examples)
         return {"tokens": self._padded(self.tokenizer.encode_many(examples)).long()}
+
+    def examples(self, source: str) -> Iterator[Examples]:
+        files = self.new_files(source)
+        how = files.format(dict.fromkeys(("text",), files.text))
+        yield from stream_texts(source, Reading("auto", None), list(TEXT_SUFFIXES), how, files.text_and_label)
+
+    def targets(self, labels: Sequence[str | None]) -> np.ndarray:
+        """As in training, where equal numbers are one class: 1.0 is 1."""
+        known = {*self.classes}
+        return super().targets([x if x is None or x in known else number_name(x) for x in labels])
+
+    def read_new(self, path: str) -> list[LabelledText]:
+        self.new_files_read = files = self.new_files(path)
+        rows = files.rows()
+        places = self.targets([row.label for row in rows])
+        unknown = [i for i in range(len(rows)) if places[i] < 0]
+        if unknown:
+            names = listed(dict.fromkeys(repr(rows[i].label) for i in unknown))
+            raise ValueError(
+                f"{path}: the label must be one of {listed(self.classes, 8)}, but {rows[unknown[0]].where} has {names}; "
+                "correct or remove these rows"
+            )
+        self.ids["test"] = [row.where for row in rows]
+        return [replace(row, label=self.classes[place]) for row, place in zip(rows, places, strict=True)]
+
+    def new_files(self, path: str) -> LabelledFiles:
+        """How new rows are read: by the columns of the training data where those have names."""
+        columns = self.preprocessing().get("columns", {})
+        return LabelledFiles(path, "auto", "auto", None, columns.get("text"), columns.get("label"), None, None)
 
     def _padded(self, rows: list[list[int]]) -> Tensor:
         return padded([ids[: self.context_length] for ids in rows], self.tokenizer.pad_id)
@@ -169,6 +204,15 @@ class OwnLabelledText(TextClassificationData):
         super().__init__(source=self.files, **settings)
         self.described = str(path)
 
+    def fit(self, train: list[LabelledText]) -> dict[str, Any]:
+        return {**super().fit(train), "columns": self.files.found}
+
+    def new_files(self, path: str) -> LabelledFiles:
+        """As the training data are read, but for parts and groups; runs of before have not noted their columns."""
+        columns = self.preprocessing().get("columns", {})
+        text, label = (columns.get(key, getattr(self.files, key)) for key in ("text", "label"))
+        return replace(self.files, path=path, text=text, label=label, split_column=None, group=None)
+
     def report(self) -> dict[str, Any]:
         report = super().report()
         columns = ", ".join(f"{key} = {name}" for key, name in self.files.found.items())
@@ -202,10 +246,7 @@ class LabelledFiles:
     def rows(self) -> list[LabelledText]:
         """The labelled texts of all files, train first; prints which columns they come from."""
         wanted = {"text": self.text, "label": self.label, "split_column": self.split_column, "group": self.group}
-        named = any(isinstance(column, str) for column in wanted.values())  # a column with a name has a header
-        header = (True if named else None) if self.header == "auto" else bool(self.header)
-        usual = frozenset(name for names in USUAL.values() for name in names)
-        records = read_records(self.path, Format(self.separator, self.encoding, header, usual=usual, plain_tabs=True))
+        records = read_records(self.path, self.format(wanted))
         if records.parts is not None and self.split_column is not None:
             raise ValueError(f"{self.path} has a file for each part; leave out data.split_column={self.split_column}")
         # 1. which column is which
@@ -247,6 +288,37 @@ class LabelledFiles:
         ]
         return join_equal_numbers(rows)
 
+    def format(self, wanted: dict[str, str | int | None]) -> Format:
+        """A column with a name has a header; one that is called 0 has none."""
+        named = any(isinstance(column, str) and not column.isdigit() for column in wanted.values())
+        header = (True if named else None) if self.header == "auto" else bool(self.header)
+        usual = frozenset(name for names in USUAL.values() for name in names)
+        return Format(self.separator, self.encoding, header, usual=usual, plain_tabs=True)
+
+    def text_and_label(self, records: Records) -> tuple[str, str | None]:
+        """The columns of new records, in which the label may be absent."""
+        if len(records.columns) == 1:
+            return records.columns[0], None
+        known = [name for name in (self.label, *USUAL["label"]) if name is not None]
+        found = {name.lower(): name for name in records.columns}
+        label = next((found[str(name).lower()] for name in known if str(name).lower() in found), None)
+        if self.text is not None and str(self.text) in records.columns:
+            return str(self.text), label
+        return self._text_among([name for name in records.columns if name != label], records), label
+
+    def _text_among(self, names: list[str], records: Records) -> str:
+        choice = [name for name in names if name.lower() in USUAL["text"]]
+        if len(choice) != 1:
+            means = {name: pc.sum(pc.utf8_length(records.cells[name])).as_py() or 0 for name in names}
+            choice = [name for name, mean in means.items() if mean >= 0.8 * max(means.values())]
+        return self._only(choice, "text")
+
+    def _only(self, choice: list[str], key: str) -> str:
+        if len(choice) != 1:
+            which = " or ".join(choice) or "none is left"
+            raise ValueError(f"{self.path}: which column is the {key}, {which}? say data.{key}=…")
+        return choice[0]
+
     def _find_columns(self, records: Records, wanted: dict[str, str | int | None]) -> dict[str, str]:
         if len(records.columns) < 2:
             raise ValueError(
@@ -255,15 +327,12 @@ class LabelledFiles:
             )
         # named by the user, else by a usual name, else recognised by the cells
         found = {key: records.column(name, f"data.{key}") for key, name in wanted.items() if name is not None}
-        for key, usual in USUAL.items():
-            if key in found:
-                continue
+        if "text" not in found:
+            found["text"] = self._text_among([name for name in records.columns if name not in found.values()], records)
+        if "label" not in found:
             names = [name for name in records.columns if name not in found.values()]
-            choice = [name for name in names if name.lower() in usual]
-            if len(choice) != 1 and key == "text":
-                means = {name: pc.sum(pc.utf8_length(records.cells[name])).as_py() or 0 for name in names}
-                choice = [name for name, mean in means.items() if mean >= 0.8 * max(means.values())]
-            elif len(choice) != 1:
+            choice = [name for name in names if name.lower() in USUAL["label"]]
+            if len(choice) != 1:
                 values = {name: {*records.cells[name].drop_null().to_pylist()} for name in names}
                 # a constant, or names of parts, are labels only if nothing else is left
                 telling = {
@@ -273,10 +342,7 @@ class LabelledFiles:
                 }
                 counts = {name: len(cells) for name, cells in (telling or values).items()}
                 choice = [name for name, n in counts.items() if n == min(counts.values())]
-            if len(choice) != 1:
-                which = " or ".join(choice) or "none is left"
-                raise ValueError(f"{self.path}: which column is the {key}, {which}? say data.{key}=…")
-            found[key] = choice[0]
+            found["label"] = self._only(choice, "label")
         if len(set(found.values())) < len(found):
             raise ValueError(f"{self.path}: one column cannot be two things: {found}; change data.text, data.label, …")
         return {key: found[key] for key in wanted if key in found}
@@ -287,14 +353,19 @@ def join_equal_numbers(rows: list[LabelledText]) -> list[LabelledText]:
     labels = sorted({row.label for row in rows})
     if not all(NUMBER.fullmatch(label) for label in labels):
         return rows
-    names = {}
-    for label in labels:
-        value = int(label) if re.fullmatch(r"[+-]?\d+", label) else float(label)
-        names[label] = str(int(value)) if value == int(value) and abs(value) < 2**63 else repr(value)
+    names = {label: number_name(label) for label in labels}
     joined = [label for label in labels if list(names.values()).count(names[label]) > 1]
     if joined:
         say(f"note: the labels {', '.join(joined[:4])} are equal numbers and count as {names[joined[0]]}")
     return [replace(row, label=names[row.label]) for row in rows]
+
+
+def number_name(label: str) -> str:
+    """The name of a label that is a number: 1, 1.0 and 01 are "1"; any other label is its own name."""
+    if not NUMBER.fullmatch(label):
+        return label
+    value = int(label) if re.fullmatch(r"[+-]?\d+", label) else float(label)
+    return str(int(value)) if value == int(value) and abs(value) < 2**63 else repr(value)
 
 
 def unique_texts(rows: list[LabelledText]) -> tuple[list[LabelledText], list[str]]:

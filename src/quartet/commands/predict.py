@@ -1,0 +1,168 @@
+"""Predictions for new data, from the run directory alone: streamed, so that memory does not grow with the input."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from omegaconf import DictConfig
+
+from quartet.config import OptionalPositiveInt
+from quartet.data.examples import Examples
+from quartet.inference.model import Inputs, Model
+from quartet.inference.outputs import Write, check_output, writer
+from quartet.run import Run
+from quartet.say import printable, say
+from quartet.signatures import PositiveInt, Rule, accepts, words
+
+SETTINGS: dict[str, Any] = {
+    "input": Annotated[str, Rule('a file, a folder, a glob, "some text", or - for standard input', bool)],
+    "on_error": Literal["stop", "skip"],
+    "top_k": OptionalPositiveInt,
+    "batch_size": PositiveInt,
+}
+MEASURED = 500_000  # examples with a target that are kept to measure them: tens of megabytes
+SAID = 10  # examples that were skipped and are named, each with its reason
+EVERY = 5.0  # seconds between lines of progress
+
+
+class Encoded(NamedTuple):
+    examples: Examples
+    inputs: Inputs
+
+
+def predict(arguments: DictConfig) -> None:
+    """Write a row for each example of `input`: its name, the prediction and what is known about it.
+
+    Raises ValueError or OSError, before anything is written, for wrong settings, for input of another kind, and with
+    `on_error=stop` for the first example that cannot be read.
+    """
+    given: dict[str, Any] = {key: arguments[key] for key in SETTINGS}
+    given["input"] = "" if arguments.input is None else str(arguments.input)  # input=42 is a number to Hydra
+    wrong = [key for key, value in given.items() if not accepts(SETTINGS[key], value)]
+    if wrong:
+        raise ValueError("\n".join(f"{key} must be {words(SETTINGS[key])}, not {arguments[key]!r}" for key in wrong))
+    output = None if arguments.output is None else str(arguments.output)
+    check_output(output)
+    with writer(output) as write, redirect_stdout(sys.stderr):  # standard output may be a file of predictions
+        model = Model(Run.open(arguments.run), batch_size=given["batch_size"])
+        Prediction(model, write, given["on_error"], given["top_k"]).run(given["input"])
+    if output is not None:
+        print(f"written: {printable(output)}", file=sys.stderr)
+
+
+class Prediction:
+    """One pass over the input: a thread reads and encodes, this one computes and writes."""
+
+    def __init__(self, model: Model, write: Write, on_error: str, top_k: int | None):
+        self.model, self.write, self.on_error = model, write, on_error
+        self.top_k = min(top_k, len(model.classes)) if top_k and model.classes else None
+        self.skipped: list[str] = []
+        self.n = self.n_skipped = self.n_strange = 0
+        self.kept: list[tuple[np.ndarray, np.ndarray]] = []  # predictions with their targets
+        self.measurable = True
+
+    def run(self, source: str) -> None:
+        started = shown = time.monotonic()
+        for encoded in ahead(self.encoded(source)):
+            self.finish(encoded)
+            if time.monotonic() - shown > EVERY:
+                shown = time.monotonic()
+                rate = self.n / (shown - started)
+                say(f"{self.n:,} examples  {rate:,.0f}/s")
+        if not self.n and not self.n_skipped:
+            raise ValueError(f"input={source} has no examples; is it empty?")
+        self.report(time.monotonic() - started)
+
+    def encoded(self, source: str) -> Iterator[Encoded]:
+        for examples in self.model.data.examples(source):
+            yield from self.attempt(examples)
+
+    def attempt(self, examples: Examples) -> Iterator[Encoded]:
+        """Encode together what can be; an example that cannot ends the work, or is skipped and counted."""
+        if not len(examples):
+            return
+        try:
+            yield Encoded(examples, self.model.encode(examples.values))
+            return
+        except (ValueError, OSError) as error:
+            if len(examples) == 1:
+                name, text = examples.name(0), str(error)
+                reason = text if name in text else f"{name}: {text}"
+                if self.on_error == "stop":
+                    raise ValueError(f"{reason}; on_error=skip leaves such examples out and counts them") from None
+                self.n_skipped += 1
+                self.skipped += [reason] * (len(self.skipped) < SAID)
+                return
+        middle = len(examples) // 2  # the first half first: of several, the first one is named
+        yield from self.attempt(examples.span(0, middle))
+        yield from self.attempt(examples.span(middle, len(examples)))
+
+    def finish(self, encoded: Encoded) -> None:
+        examples, predicted = encoded.examples, self.model.predict(encoded.inputs)
+        self.write(self.table(examples, predicted))
+        self.n += len(examples)
+        if examples.labels is None or not self.measurable:
+            return
+        targets = self.model.data.targets(examples.labels)
+        known = targets >= 0 if self.model.classes else np.isfinite(targets)
+        self.n_strange += int((~known).sum())
+        self.kept.append((predicted[known], targets[known]))
+        self.measurable = sum(len(targets) for _, targets in self.kept) < MEASURED
+
+    def table(self, examples: Examples, predicted: np.ndarray) -> pa.Table:
+        columns: dict[str, Any] = {examples.key: examples.ids}
+        classes = self.model.classes
+        if not classes:
+            columns["prediction"] = predicted
+        else:
+            names = np.array(classes, dtype=object)
+            if self.top_k is None:
+                columns["prediction"] = names[predicted.argmax(1)]
+                columns |= {f"p({name})": predicted[:, i] for i, name in enumerate(classes)}
+            else:
+                order = np.argsort(-predicted, axis=1, kind="stable")[:, : self.top_k]
+                for rank, place in enumerate(order.T, 1):
+                    end = "" if rank == 1 else f" {rank}"
+                    columns[f"prediction{end}"] = names[place]
+                    columns[f"probability{end}"] = np.take_along_axis(predicted, place[:, None], 1)[:, 0]
+        if examples.labels is not None:
+            columns["target"] = [*examples.labels]
+        return pa.table(columns)
+
+    def report(self, seconds: float) -> None:
+        for reason in self.skipped:
+            say(f"skipped: {reason}")
+        more = f"; {self.n_skipped:,} skipped" if self.n_skipped else ""
+        say(f"{self.n:,} examples in {seconds:.1f} s, {self.n / max(seconds, 1e-9):,.0f}/s{more}")
+        if not self.kept:
+            return
+        n = sum(len(targets) for _, targets in self.kept)
+        if self.n_strange:
+            what = "a class that the run does not know" if self.model.classes else "no number"
+            say(f"note: {self.n_strange:,} targets are missing or are {what}; the metrics are of the other {n:,}")
+        if not n:
+            return
+        first = "" if self.measurable else f" (of the first {n:,})"
+        predicted, target = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*self.kept, strict=True))
+        metrics = self.model.task.measure(predicted, target)
+        say(f"against the target{first}:")
+        for name, value in metrics.items():
+            if name.startswith("/"):
+                say(f"  {name[1:]:<28} {value:.6f}")
+
+
+def ahead(items: Iterator[Encoded]) -> Iterator[Encoded]:
+    """The items, the next one made by a thread while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item

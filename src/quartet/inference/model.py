@@ -1,0 +1,51 @@
+"""A trained run as a function: raw examples in, probabilities or numbers out, from the run directory alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quartet import build
+from quartet.data.base import DataModule
+from quartet.engine.weights import load_checkpoint
+from quartet.run import Run
+
+Inputs = dict[str, Tensor]
+
+
+class Model:
+    """The best weights of a run with its preprocessing, on the device and in the precision that its config names.
+
+    `encode` and `predict` are apart so that one thread may read while another one computes. Raises ValueError or OSError
+    for a run that is damaged or has no checkpoint.
+    """
+
+    def __init__(self, run: Run, *, batch_size: int):
+        self.run, self.config = run, build.opened(run)
+        self.batch_size = batch_size
+        self.data: DataModule = build.restore_data(run, self.config, read=False)
+        task: Any = build.build_task(self.config, self.data.spec)
+        load_checkpoint(task, run.best_checkpoint)
+        trainer = build.build_trainer(self.config, run.directory)
+        self.precision, self.device = trainer.precision_plugin, trainer.strategy.root_device
+        self.task: Any = self.precision.convert_module(task).to(self.device).eval()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.spec.classes
+
+    def encode(self, examples: Any) -> Inputs:
+        return self.data.encode(examples)
+
+    def predict(self, inputs: Inputs) -> np.ndarray:
+        """(N, C) probabilities, or (N,) numbers in the target's own unit."""
+        n = len(next(iter(inputs.values())))
+        found = []
+        with torch.inference_mode(), self.precision.forward_context():
+            for start in range(0, n, self.batch_size):
+                batch = {name: x[start : start + self.batch_size].to(self.device) for name, x in inputs.items()}
+                found.append(self.task.predict(self.precision.convert_input(batch)).cpu())
+        return torch.cat(found).numpy() if found else np.empty((0, *[len(self.classes)] * bool(self.classes)))
