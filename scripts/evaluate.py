@@ -14,7 +14,7 @@ from quartet.cli import command
 def main(config: DictConfig) -> None:
     from quartet.commands.evaluate import report
 
-    report(config.run, config.split, config.data.path)
+    report(config)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPE
 DEBUG = "debug"  # the folder of runs that trainer=debug makes
 BEGUN = "QUARTET_BEGUN"  # the directory of the run that a user's command has just begun
 CHANGES = "uncommitted.diff"
+ENSEMBLE = "ensemble.json"  # of a run that combines others
 LOCK = ".lock"  # held by the process that trains a run
 LOCK_TIMEOUT_S = 0.2  # another process may hold the lock just to see whether it is free, see `is_busy`
 ORPHAN_TIMEOUT_S = 60  # for a process that nobody watches any more to save and stop: twice what it needs at most
@@ -145,7 +146,8 @@ class Run:
             word, fits = kind or ("run", None)
 
             def is_trained(run: Run) -> bool:
-                return any(run.checkpoints.glob("*.ckpt")) and run.status != "pruned" and (not fits or fits(run.config))
+                whole = any(run.checkpoints.glob("*.ckpt")) or (run.directory / ENSEMBLE).is_file()
+                return whole and run.status != "pruned" and (not fits or fits(run.config))
 
             missing = f"no trained {word} below {outputs(root)}; train one with: {command('train')}"
             run = cls._newest(outputs(root), is_trained, missing)

@@ -138,3 +138,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The known names most like `name`, as text for an error message."""
     known = list(known)
     return ", ".join(get_close_matches(name, known, n=4, cutoff=0.3) or known)
+
+
+def wrong_settings(kinds: dict[str, Any], values: dict[str, Any], prefix: str = "") -> list[str]:
+    """What is wrong with the settings of a command, a line for each: `kinds` are their annotations."""
+    return [
+        f"{prefix}{key} must be {words(kind)}, not {values[key]!r}"
+        for key, kind in kinds.items()
+        if not accepts(kind, values[key])
+    ]

@@ -2,8 +2,8 @@ import re
 
 import pytest
 
+from quartet.pages import fence, markdown, render, table
 from quartet.report.analysis import Analysis
-from quartet.report.page import fence, markdown, render, table
 from quartet.report.runs import frame, read_json, sweep_runs
 
 FOREIGN = "<script>alert('1')</script> & \"x\" | `y` *z* [a](b)"
@@ -32,13 +32,13 @@ def content(make_sweep):
 
 
 def test_foreign_text_is_text_in_html(content):
-    page = render("report.html.j2", **content)
+    page = render("html", "quartet.report", title="Report: x", **content)
     assert "<script" not in page and page.count("&lt;script&gt;") > 40
     assert 'alt="On the front: data.name=&lt;script' in page and '"x"' not in page
 
 
 def test_foreign_text_is_text_in_markdown(content):
-    page = render("report.md.j2", **content)
+    page = render("md", "quartet.report", title="Report: x", **content)
     outside_code = re.sub(r"```.*?```", "", page, flags=re.S)
     assert "\\<script\\>" in page and "\\[a\\](b)" in page
     assert not re.search(r"(?<!\\)[<`]", outside_code)
@@ -47,7 +47,7 @@ def test_foreign_text_is_text_in_markdown(content):
 
 
 def test_markdown_has_one_empty_line_between_blocks_and_each_table_has_its_rule(content):
-    page = render("report.md.j2", **content)
+    page = render("md", "quartet.report", title="Report: x", **content)
     assert "\n\n\n" not in page and page.startswith("# Report: ")
     headers = re.findall(r"\n\n(\|.*)\n(\|.*)\n\|", page)
     assert headers and all(set(rule) <= {"|", " ", "-", ":"} for _, rule in headers)

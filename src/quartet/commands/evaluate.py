@@ -1,36 +1,143 @@
-"""Evaluation: the metrics of a run's best checkpoint on one of its splits, from the run directory alone."""
+"""Evaluation: what a run is worth on its own parts or on new data, from the run directory alone."""
 
 from __future__ import annotations
 
 import re
 import sys
 from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeAlias
 
+from omegaconf import DictConfig, OmegaConf
 from rich.cells import cell_len
 
-from quartet import build
-from quartet.callbacks.progress import progress
-from quartet.engine.fit import measure
-from quartet.engine.weights import load_checkpoint
+from quartet.evaluation.judge import TITLES, calibrated, judge
+from quartet.evaluation.page import evaluation_path, gap_sentence, interval, write_page
+from quartet.inference.calibration import (
+    FILE,
+    Calibration,
+    fit_temperature,
+    fit_threshold,
+    read_calibration,
+    save,
+)
+from quartet.inference.ensemble import open_model
+from quartet.inference.parts import NEW, Predicted, is_own_data
 from quartet.run import Run
 from quartet.say import printable
+from quartet.signatures import NonNegativeInt, PositiveFloat, Rule, wrong_settings
 
-PER_CLASS = re.compile(r"(val|test)_per_class/(\w+?)_of_(.*)", re.DOTALL)
+PER_CLASS = re.compile(r"(val|test|new)_per_class/(\w+?)_of_(.*)", re.DOTALL)
+Columns: TypeAlias = Annotated[list[str], Rule("a list of columns, such as [city,age]", all)] | None
+SETTINGS: dict[str, Any] = {
+    "split": Literal["val", "test", None],
+    "slices": Columns,
+    "resamples": NonNegativeInt,
+    "calibrate": bool,
+    "threshold": Literal["f1", "balanced_accuracy", "cost", None],
+}
+COSTS: dict[str, Any] = {"false_alarm": PositiveFloat, "miss": PositiveFloat}
 
 
-def report(where: str, split: str | None, data_path: str | None = None) -> None:
-    """Print the metrics of the run at `where`, of both splits if `split` is None; those of each class in a table."""
-    run = Run.open(where)
+def report(arguments: DictConfig) -> None:
+    """Print the metrics of a run, with intervals, and write evaluation.json, .md and .html into it.
+
+    Of both parts if `split` is null; of the data at `data.path` if those are new. Raises ValueError or OSError for wrong
+    settings, and for data that are not those of the run where one of its parts is asked for.
+    """
+    settings: dict[str, Any] = OmegaConf.to_container(arguments, resolve=True)  # type: ignore[assignment]
+    wrong = wrong_settings(SETTINGS, settings) + wrong_settings(COSTS, settings["cost"], "cost.")
+    if wrong:
+        raise ValueError("\n".join(wrong))
+    run = Run.open(arguments.run)
     print(f"run: {printable(str(run))}", flush=True)
-    for part in (split,) if split else ("val", "test"):
-        metrics = evaluate(run, part, data_path)
-        of_all = {printable(name): value for name, value in metrics.items() if not PER_CLASS.fullmatch(name)}
-        width = max(28, *map(len, of_all))
-        for name, value in of_all.items():
-            print(f"  {name:<{width}} {value:.6f}")
-        for line in per_class(metrics):
-            print(line)
-        sys.stdout.flush()
+    # 1. which parts: data at another path are those of the run that have moved, or new ones
+    path, split = settings["data"]["path"], settings["split"]
+    model = open_model(run)
+    parts = [split] if split else [*model.parts]
+    if path is not None and split is None and not is_own_data(model.members[0], path):
+        parts = [NEW]
+    # 2. calibration, on the validation part
+    calibration = read_calibration(run)
+    if settings["calibrate"] or settings["threshold"]:
+        where = path if parts != [NEW] else None
+        calibration = calibrate(run, model.predict_part("val", where), settings)
+    # 3. each part
+    predicted, judged = [], []
+    for part in parts:
+        one = calibrated(model.predict_part(part, path), calibration)
+        values = judge(one, settings["slices"] or [], settings["resamples"])
+        of_errors = not one.task.spec.classes
+        values["gaps"] = [{**gap, "sentence": gap_sentence(gap, of_errors=of_errors)} for gap in values["gaps"]]
+        show(one, values)
+        predicted.append(one)
+        judged.append(values)
+    facts = {"run": str(run), "data": path, "weights": said_of(calibration), "calibration": vars(calibration)}
+    try:
+        write_page(run, predicted, judged, facts)
+    except OSError as error:  # the metrics are printed: a run on a disk that cannot be written is still evaluated
+        print(f"no page: {printable(str(error))}", file=sys.stderr)
+        return
+    print(f"page: {printable(str(evaluation_path(run)))}", flush=True)
+
+
+def evaluate(run: Run, split: str, data_path: str | None = None) -> dict[str, float]:
+    """The metrics of "val" or "test", as training logs them; `data_path`: where the data of the run are now.
+
+    Raises ValueError for another split, and if the data are no longer those of the run.
+    """
+    predicted = open_model(run).predict_part(split, data_path)
+    return {f"{split}{name}": value for name, value in predicted.metrics.items()}
+
+
+def calibrate(run: Run, predicted: Predicted, settings: dict[str, Any]) -> Calibration:
+    """Fit on the validation part what is asked for, keep it in the run, and say what it does there."""
+    classes = predicted.task.spec.classes
+    if not classes or not predicted.has_predictions:
+        raise ValueError("calibrate and threshold are for classifications; this run predicts something else")
+    if settings["threshold"] and len(classes) != 2:
+        raise ValueError(f"threshold={settings['threshold']} is for two classes, and the run has {len(classes)}")
+    prediction, target = predicted.outputs["prediction"], predicted.outputs["target"]
+    found = read_calibration(run)
+    if settings["calibrate"]:
+        found = Calibration(fit_temperature(prediction, target), found.threshold)
+    if settings["threshold"]:
+        costs = settings["cost"]["false_alarm"], settings["cost"]["miss"]
+        probability = found.apply(prediction)[:, 1]
+        found = Calibration(found.temperature, fit_threshold(probability, target, settings["threshold"], costs))
+    before, after = predicted.metrics, calibrated(predicted, found).metrics
+    changes = (f"{name} {before[f'/{name}']:.4f} → {after[f'/{name}']:.4f}" for name in ("loss", "calibration_error"))
+    print(f"calibrated on validation: {said_of(found, classes)} {', '.join(changes)}")
+    save(run, found, goal=settings["threshold"], fitted_on="val", samples=len(target))
+    print(f"kept in {printable(str(run.directory / FILE))}; predict.py and evaluate.py use it from now on")
+    return found
+
+
+def said_of(calibration: Calibration, classes: tuple[str, ...] = ()) -> str:
+    said = []
+    if calibration.temperature != 1:
+        said.append(f"Temperature {calibration.temperature:.3f}.")
+    if calibration.threshold is not None:
+        second = f" of {classes[1]}" if classes else " of the second class"
+        said.append(f"Threshold {calibration.threshold:.3f} for the probability{second}.")
+    return " ".join(said) or "Not calibrated."
+
+
+def show(predicted: Predicted, judged: dict[str, Any]) -> None:
+    """The metrics of a part with their intervals, the largest gaps, and a row for each class."""
+    part = predicted.part
+    if part == NEW:
+        print(f"{TITLES[NEW]}: {judged['samples']:,} samples")
+    metrics = {f"{part}{name}": value for name, value in predicted.metrics.items()}
+    of_all = {printable(name): value for name, value in metrics.items() if not PER_CLASS.fullmatch(name)}
+    width = max(28, *map(len, of_all))
+    for name, value in of_all.items():
+        limits = judged["intervals"].get(name.partition("/")[2])
+        print(f"  {name:<{width}} {value:.6f}  {interval(limits)}".rstrip())
+    for gap in judged["gaps"][:3]:
+        print(f"  gap, {printable(gap['sentence'])}")
+    for line in per_class(metrics):
+        print(line)
+    sys.stdout.flush()
 
 
 def per_class(metrics: dict[str, float]) -> Iterator[str]:
@@ -48,19 +155,3 @@ def per_class(metrics: dict[str, float]) -> Iterator[str]:
     for name, row in rows:
         cells = "".join(f"{row[column]:>12.4f}" if column in row else " " * 12 for column in columns)
         yield f"  {name}{' ' * (width - cell_len(name))}{cells}"
-
-
-def evaluate(run: Run, split: str, data_path: str | None = None) -> dict[str, float]:
-    """Metrics of "val" or "test"; `data_path`: where the data of the run are now.
-
-    Raises ValueError for another split, and if the data are no longer those of the run.
-    """
-    if split not in ("val", "test"):
-        raise ValueError(f"split must be val or test, not {split!r}")
-    config = build.opened(run, data_path)
-    build.seed_everything(config.seed)
-    data = build.restore_data(run, config)
-    task = build.build_task(config, data.spec)
-    load_checkpoint(task, run.best_checkpoint)
-    trainer = build.build_trainer(config, run.directory, callbacks=(progress(metrics=(), every_seconds=5.0),))
-    return measure(trainer, task, data, split)

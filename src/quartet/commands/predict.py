@@ -16,11 +16,11 @@ from omegaconf import DictConfig
 
 from quartet.config import OptionalPositiveInt
 from quartet.data.examples import Examples
-from quartet.inference.model import Inputs, Model
+from quartet.inference.ensemble import Loaded, open_model
 from quartet.inference.outputs import Write, check_output, writer
 from quartet.run import Run
 from quartet.say import printable, say
-from quartet.signatures import PositiveInt, Rule, accepts, words
+from quartet.signatures import PositiveInt, Rule, wrong_settings
 
 SETTINGS: dict[str, Any] = {
     "input": Annotated[str, Rule('a file, a folder, a glob, "some text", or - for standard input', bool)],
@@ -35,7 +35,7 @@ EVERY = 5.0  # seconds between lines of progress
 
 class Encoded(NamedTuple):
     examples: Examples
-    inputs: Inputs
+    inputs: Any  # what the model makes of them
 
 
 def predict(arguments: DictConfig) -> None:
@@ -46,13 +46,12 @@ def predict(arguments: DictConfig) -> None:
     """
     given: dict[str, Any] = {key: arguments[key] for key in SETTINGS}
     given["input"] = "" if arguments.input is None else str(arguments.input)  # input=42 is a number to Hydra
-    wrong = [key for key, value in given.items() if not accepts(SETTINGS[key], value)]
-    if wrong:
-        raise ValueError("\n".join(f"{key} must be {words(SETTINGS[key])}, not {arguments[key]!r}" for key in wrong))
+    if wrong := wrong_settings(SETTINGS, given):
+        raise ValueError("\n".join(wrong))
     output = None if arguments.output is None else str(arguments.output)
     check_output(output)
     with writer(output) as write, redirect_stdout(sys.stderr):  # standard output may be a file of predictions
-        model = Model(Run.open(arguments.run), batch_size=given["batch_size"])
+        model = open_model(Run.open(arguments.run)).load(given["batch_size"])
         Prediction(model, write, given["on_error"], given["top_k"]).run(given["input"])
     if output is not None:
         print(f"written: {printable(output)}", file=sys.stderr)
@@ -61,7 +60,7 @@ def predict(arguments: DictConfig) -> None:
 class Prediction:
     """One pass over the input: a thread reads and encodes, this one computes and writes."""
 
-    def __init__(self, model: Model, write: Write, on_error: str, top_k: int | None):
+    def __init__(self, model: Loaded, write: Write, on_error: str, top_k: int | None):
         self.model, self.write, self.on_error = model, write, on_error
         self.top_k = min(top_k, len(model.classes)) if top_k and model.classes else None
         self.skipped: list[str] = []
@@ -125,7 +124,7 @@ class Prediction:
         else:
             names = np.array(classes, dtype=object)
             if self.top_k is None:
-                columns["prediction"] = names[predicted.argmax(1)]
+                columns["prediction"] = names[self.model.calibration.decide(predicted)]
                 columns |= {f"p({name})": predicted[:, i] for i, name in enumerate(classes)}
             else:
                 order = np.argsort(-predicted, axis=1, kind="stable")[:, : self.top_k]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 
-from quartet.data.memory import Dataset, MemoryLoader, Order, sequential, shuffled
+from quartet.data.memory import Dataset, MemoryLoader, Order, generator, sequential, shuffled
 from quartet.data.spec import Spec
 from quartet.data.splits import SPLITS, Split
 from quartet.system.lightning_compat import batches_seen
@@ -39,8 +39,10 @@ class DataModule(LightningDataModule):
         folds: int | None,
         fold: int | None,
         seed: int,
+        bootstrap: bool = False,
     ):
         super().__init__()
+        self.bootstrap = bootstrap
         self.batch_size, self.seed = batch_size, seed
         self.split = Split(list(split), split_seed, folds, fold)
         self.ids: dict[str, list] = {}
@@ -85,6 +87,20 @@ class DataModule(LightningDataModule):
     def read_new(self, path: str) -> Any:
         """New examples with their targets, all of them, as `encode_split` reads them; sets the ids of "test"."""
         raise ValueError(f"{type(self).__name__} reads no new data; give it a method read_new(path)")
+
+    def slice_columns(self, part: str, names: list[str]) -> dict[str, np.ndarray]:
+        """Raw columns (N,) in the order of the samples of a part; without names, what such data can always be sliced by.
+
+        Raises ValueError for a column that is not there.
+        """
+        if names:
+            raise ValueError(f"slices={names}: these data have no columns to slice by; leave it out")
+        return {}
+
+    def describe_samples(self, part: str, places: Sequence[int]) -> list[str]:
+        """Samples of a part for people: where they are, or what they say."""
+        ids = self.ids.get(part, [])
+        return [str(ids[i]) if len(ids) == len(self.datasets[part]) else f"sample {i}" for i in places]
 
     def use_new(self, path: str) -> None:
         """Make the data at a path the test part, read with the preprocessing of the run."""
@@ -171,7 +187,16 @@ class DataModule(LightningDataModule):
 
     def _training_order(self) -> Order:
         order = self.train_order()
+        if self.bootstrap:
+            # rows drawn with replacement, the same in every epoch (Breiman 1996); another seed draws others
+            drawn = self.bootstrap_rows()
+            return lambda epoch: drawn[order(0 if self._overfits else epoch)]
         return (lambda epoch: order(0)) if self._overfits else order
+
+    def bootstrap_rows(self) -> torch.Tensor:
+        """As many training samples as there are, drawn with replacement by the seed."""
+        n = len(self.datasets["train"])
+        return torch.randint(n, (n,), generator=generator(self.seed, -1))
 
     def train_order(self) -> Order:
         return shuffled(len(self.datasets["train"]), self.seed)

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy import ndarray as Array
 from torch import Tensor
 
 from quartet import build
 from quartet.data.base import DataModule
 from quartet.engine.weights import load_checkpoint
+from quartet.inference.calibration import read_calibration
 from quartet.run import Run
 
 Inputs = dict[str, Tensor]
@@ -19,17 +21,17 @@ Inputs = dict[str, Tensor]
 class Model:
     """The best weights of a run with its preprocessing, on the device and in the precision that its config names.
 
-    `encode` and `predict` are apart so that one thread may read while another one computes. Raises ValueError or OSError
-    for a run that is damaged or has no checkpoint.
+    `encode` and `predict` are apart so that one thread may read while another one computes; `batch_size` examples are
+    computed at once. Raises ValueError or OSError for a run that is damaged or has no checkpoint.
     """
 
-    def __init__(self, run: Run, *, batch_size: int):
-        self.run, self.config = run, build.opened(run)
-        self.batch_size = batch_size
-        self.data: DataModule = build.restore_data(run, self.config, read=False)
-        task: Any = build.build_task(self.config, self.data.spec)
+    def __init__(self, run: Run, batch_size: int):
+        config = build.opened(run)
+        self.batch_size, self.calibration = batch_size, read_calibration(run)
+        self.data: DataModule = build.restore_data(run, config, read=False)
+        task: Any = build.build_task(config, self.data.spec)
         load_checkpoint(task, run.best_checkpoint)
-        trainer = build.build_trainer(self.config, run.directory)
+        trainer = build.build_trainer(config, run.directory)
         self.precision, self.device = trainer.precision_plugin, trainer.strategy.root_device
         self.task: Any = self.precision.convert_module(task).to(self.device).eval()
 
@@ -40,12 +42,14 @@ class Model:
     def encode(self, examples: Any) -> Inputs:
         return self.data.encode(examples)
 
-    def predict(self, inputs: Inputs) -> np.ndarray:
-        """(N, C) probabilities, or (N,) numbers in the target's own unit."""
+    def predict(self, inputs: Inputs) -> Array:
+        """(N, C) calibrated probabilities, or (N,) numbers in the target's own unit."""
         n = len(next(iter(inputs.values())))
         found = []
         with torch.inference_mode(), self.precision.forward_context():
             for start in range(0, n, self.batch_size):
                 batch = {name: x[start : start + self.batch_size].to(self.device) for name, x in inputs.items()}
                 found.append(self.task.predict(self.precision.convert_input(batch)).cpu())
-        return torch.cat(found).numpy() if found else np.empty((0, *[len(self.classes)] * bool(self.classes)))
+        if not found:
+            return np.empty((0, len(self.classes)) if self.classes else 0, dtype=np.float32)
+        return self.calibration.apply(torch.cat(found).numpy())

@@ -88,7 +88,8 @@ def _report(analysis: Analysis, test_winner: bool) -> Report:
 
 
 def _summary(analysis: Analysis) -> str:
-    from quartet.report.page import digits, probability
+    from quartet.pages import digits
+    from quartet.report.page import probability
     from quartet.report.statistics import estimate
 
     metric, winner = analysis.metric, analysis.winner

@@ -7,19 +7,16 @@ but the run directories, by relative links.
 from __future__ import annotations
 
 import base64
-import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
 from quartet.files import RESULT_COUNTS, written
+from quartet.pages import digits, render, table
 from quartet.report import figures
 from quartet.report.analysis import Analysis, column, configured, short, text
 from quartet.report.runs import STATUSES, Frame, mapping, numbers
@@ -27,7 +24,6 @@ from quartet.report.statistics import estimate
 from quartet.typed import repeated
 
 ROWS = 20  # of the long tables; runs.csv has all of them
-NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ±.*| %| s| h| min| GiB| to .*| of \d+|)$|< 0.\d+$|–$|$")
 FORMULA = re.compile(r"[=+@\t\r]|-(?![\d.])")
 WHY = {
     "unfinished": "still running, or killed",
@@ -48,50 +44,12 @@ def write_report(analysis: Analysis) -> None:
         "command": repeated(map(str, words), sweep=True) if words and isinstance(words, list) else None,
         "made_with": next(filter(None, analysis.runs["environment"]), {}),
     }
-    texts = {f"report.{format}": render(f"report.{format}.j2", **content) for format in ("md", "html")}
+    title = f"Report: {analysis.name}"
+    texts = {f"report.{format}": render(format, "quartet.report", title=title, **content) for format in ("md", "html")}
     texts["runs.csv"] = runs_table(analysis).to_csv(index=False, lineterminator="\r\n")
     for name, content in texts.items():
         with written(analysis.output / name) as file:
             file.write(content.encode("utf-8", "replace"))
-
-
-def render(template: str, **content: Any) -> str:
-    """A page. Every text that a template prints is escaped: by Jinja2 for HTML, by `markdown` for Markdown."""
-    environment = Environment(
-        loader=PackageLoader("quartet.report", "templates"),
-        autoescape=True,
-        finalize=markdown if template.endswith(".md.j2") else None,
-        extensions=["jinja2.ext.do"],
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(digits=digits, quote=quote, fence=fence)
-    return environment.get_template(template).render(content)
-
-
-def markdown(value: Any) -> Markup:
-    """Neither markup nor the end of a line or a cell; what a macro has made is kept."""
-    if isinstance(value, Markup):
-        return value
-    line = " ".join(str(value).split()).replace("&", "&amp;")
-    return Markup(re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", line))
-
-
-def fence(code: str) -> Markup:
-    """The backticks around a block of code: more than there are in it."""
-    return Markup("`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0)))
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], most: int | None = None) -> dict[str, Any]:
-    """A cell is a text, or a list of texts with their links (None: no link). Columns of numbers are on the right.
-
-    `most` rows are shown, and `rest` says so.
-    """
-    rest = f"; {most} of {len(rows)}, all of them in runs.csv" if most and len(rows) > most else ""
-    rows = rows[:most]
-    columns = zip(*rows, strict=True) if rows else ((),) * len(header)
-    numeric = [all(isinstance(cell, str) and NUMBER.match(cell) for cell in column) for column in columns]
-    return {"header": header, "rows": rows, "numeric": numeric, "rest": rest}
 
 
 def setting_tables(analysis: Analysis) -> dict[str, Any]:
@@ -221,10 +179,6 @@ def runs_table(analysis: Analysis) -> Frame:
 
 def probability(p: float | None) -> str:
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def digits(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "–"
 
 
 def duration(seconds: float) -> str:

@@ -311,6 +311,10 @@ class TableFile(Tabular):
         target = np.array([place[label] for label in labels(rows.cells[self.target])], dtype=np.int64)
         return Table(numeric, categorical, target, str(self.target), tuple(classes))
 
+    def raw_columns(self, part: str) -> dict[str, Any]:
+        rows = self._parts[part] if self.new_rows is None else self.new_rows
+        return {name: rows.cells[name] for name in rows.columns}
+
     def describe(self) -> dict[str, Any]:
         columns = [Column(**column) for column in self.schema["columns"]]
         cells = pa.concat_tables([rows.cells for rows in self._parts.values()])

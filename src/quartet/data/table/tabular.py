@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -138,6 +139,7 @@ class Tabular(DataModule):
         if scaling not in SCALINGS:
             raise ValueError(f"data.scaling must be one of {', '.join(SCALINGS)}, not {scaling!r}")
         self.scaling = scaling
+        self.new_rows: Any = None  # the records of `read_new`
         self.format = Format()  # how rows that are brought later are read
 
     def fit(self, train: Table) -> dict[str, Any]:
@@ -269,6 +271,22 @@ class Tabular(DataModule):
         )
         return Table(numeric, categorical, places, target, self.spec.classes)
 
+    def raw_columns(self, part: str) -> dict[str, Any]:
+        """The columns of a part as they were read, (N,) each."""
+        return {name: self.new_rows.cells[name] for name in self.new_rows.columns}
+
+    def slice_columns(self, part: str, names: list[str]) -> dict[str, np.ndarray]:
+        columns = self.raw_columns(part)
+        absent = [name for name in names if name not in columns]
+        if absent:
+            raise ValueError(
+                f"slices: no column {listed(map(repr, absent))}; the columns are {listed(map(repr, columns), 20)}"
+            )
+        return {name: np.array(columns[name].to_pylist(), dtype=object) for name in names}
+
+    def describe_samples(self, part: str, places: Sequence[int]) -> list[str]:
+        return [f"row {self.ids[part][i] + 1}" for i in places]
+
     def features(self, cells: Any, where: Where) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Numeric and categorical features (M,) by name, from the texts (M,) of each input column."""
         numeric, categorical = {}, {}
@@ -321,6 +339,12 @@ class TableData(Tabular):
         self._table = table = self.source.load()
         self.ids = self.split.assign(len(table), labels=table.target if table.classes else None)
         return {part: table.take(ids) for part, ids in self.ids.items()}, table.fingerprint()
+
+    def raw_columns(self, part: str) -> dict[str, Any]:
+        if self.new_rows is not None:
+            return super().raw_columns(part)
+        columns, rows = {**self._table.numeric, **self._table.categorical}, self.ids[part]
+        return {name: pa.array(values[rows], from_pandas=True) for name, values in columns.items()}
 
     def describe(self) -> dict[str, Any]:
         kinds = {"numeric": self._table.numeric, "categorical": self._table.categorical}

@@ -62,6 +62,8 @@ class TextClassificationData(TextData):
         self.source = source
         self._notes: list[str] = []
         self._examples: dict[str, str] = {}
+        self._rows: dict[str, list[LabelledText]] = {}
+        self.new_files_read: LabelledFiles | None = None
 
     def read(self) -> tuple[dict[str, list[LabelledText]], str]:
         # 1. the texts, each once
@@ -84,7 +86,7 @@ class TextClassificationData(TextData):
 
         check_groups(groups, places, self.described, where=where)
         check_classes(labels, self.described, parts=places, where=where)
-        parts = {part: [rows[i] for i in places[part]] for part in SPLITS}
+        self._rows = parts = {part: [rows[i] for i in places[part]] for part in SPLITS}
         self.ids = {
             part: sorted({(row.group if grouped else row.where) or "" for row in parts[part]}) for part in SPLITS
         }
@@ -150,19 +152,38 @@ class TextClassificationData(TextData):
                 "correct or remove these rows"
             )
         self.ids["test"] = [row.where for row in rows]
-        return [replace(row, label=self.classes[place]) for row, place in zip(rows, places, strict=True)]
+        self._rows["test"] = [replace(row, label=self.classes[i]) for row, i in zip(rows, places, strict=True)]
+        return self._rows["test"]
 
     def new_files(self, path: str) -> LabelledFiles:
         """How new rows are read: by the columns of the training data where those have names."""
         columns = self.preprocessing().get("columns", {})
         return LabelledFiles(path, "auto", "auto", None, columns.get("text"), columns.get("label"), None, None)
 
+    def slice_columns(self, part: str, names: list[str]) -> dict[str, np.ndarray]:
+        """Columns of the user's file; without names, the length of the texts."""
+        texts: Any = self.datasets[part]
+        if not names:
+            return {"tokens of the text": texts.lengths.numpy().astype(object)}
+        files = self.new_files_read or getattr(self, "files", None)
+        if files is None:
+            raise ValueError(f"slices={names}: these texts have no columns besides text and label; leave it out")
+        rows = [row.row for row in self._rows[part]]
+        return {
+            name: np.array(files.records.cells[files.records.column(name, "slices")].to_pylist(), dtype=object)[rows]
+            for name in names
+        }
+
+    def describe_samples(self, part: str, places: Sequence[int]) -> list[str]:
+        return [self._rows[part][i].text[:EXAMPLE] for i in places]
+
     def _padded(self, rows: list[list[int]]) -> Tensor:
         return padded([ids[: self.context_length] for ids in rows], self.tokenizer.pad_id)
 
     def train_order(self) -> Order:
         texts: Any = self.datasets["train"]
-        return bucketed(texts.lengths, self.batch_size * self.world, self.seed)
+        lengths = texts.lengths[self.bootstrap_rows()] if self.bootstrap else texts.lengths
+        return bucketed(lengths, self.batch_size * self.world, self.seed)
 
     def report(self) -> dict[str, Any]:
         """In the shape of `quartet.data.report`."""
@@ -238,6 +259,7 @@ class LabelledFiles:
     group: str | int | None
     drop_empty: bool = False
     found: dict[str, str] = field(init=False, default_factory=dict)
+    records: Any = field(init=False, default=None)  # all columns, as they were read
 
     def __post_init__(self):
         if self.header not in ("auto", True, False):
@@ -265,6 +287,7 @@ class LabelledFiles:
         if not full.all():
             say(f"note: {self.path}: {int((~full).sum())} rows with an empty text or label are left out")
             records = records.take(np.flatnonzero(full))
+        self.records = records
         # 3. clean texts, labels, parts and groups
         reading = Reading("utf-8", None)
         cells: dict[str, list[Any]] = {key: records.cells[name].to_pylist() for key, name in self.found.items()}
@@ -275,8 +298,9 @@ class LabelledFiles:
         folder = [] if records.parts is None else [str(self.path)]
         places = [os.path.join(*folder, records.path if not folder else name) for name in records.files]
         rows = [
-            LabelledText(text, reading.clean(label).strip(), group, part, f"{place}, row {number}")
-            for text, label, group, part, place, number in zip(
+            LabelledText(text, reading.clean(label).strip(), group, part, f"{place}, row {number}", row)
+            for row, text, label, group, part, place, number in zip(
+                range(len(records)),
                 texts,
                 cells["label"],
                 cells.get("group", [None] * len(records)),

@@ -74,6 +74,8 @@ class LanguageModelingData(TextData):
 
     def __init__(self, *, source: DocumentSource, order: str, **settings: Any):
         super().__init__(**settings)
+        if self.bootstrap:
+            raise ValueError("data.bootstrap draws rows, and running text has none; leave it out")
         if order not in ("shuffled", "contiguous"):
             raise ValueError(f"data.order must be shuffled or contiguous, not {order!r}")
         self.source, self.order = source, order

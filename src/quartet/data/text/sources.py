@@ -53,7 +53,8 @@ class AnyDocument(Protocol):
 class LabelledText:
     """A text with its class; texts of one `group` (the file they come from) stay in one part of the split.
 
-    `part` is train, val or test where the data say so; `where` is for people: a file and a line.
+    `part` is train, val or test where the data say so; `where` is for people: a file and a line. `row` is its place among
+    the records that were read.
     """
 
     text: str
@@ -61,6 +62,7 @@ class LabelledText:
     group: str | None = None
     part: str | None = None
     where: str = ""
+    row: int = -1
 
 
 class DocumentSource(Protocol):

@@ -1,0 +1,91 @@
+"""The files of an evaluation: evaluation.json, evaluation.md, one evaluation.html, and figures, all in the run."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from quartet.callbacks.figures import optional, render
+from quartet.evaluation.judge import TITLES, draw
+from quartet.files import written
+from quartet.inference.parts import Predicted
+from quartet.pages import digits, table
+from quartet.pages import render as page
+from quartet.run import Run
+
+ALTS = {
+    "confusion_matrix": "How often each class is taken for each other one",
+    "curves": "ROC and precision-recall curves",
+    "reliability": "Accuracy against confidence",
+    "mistakes": "The images with the worst mistakes",
+    "predictions": "Predicted against true, and the residuals",
+}
+
+
+def write_page(run: Run, predicted: list[Predicted], judged: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """All files; each takes the place of its predecessor atomically."""
+    from PIL import Image
+
+    run.write("evaluation.json", {**facts, "parts": judged})
+    parts = []
+    for one, values in zip(predicted, judged, strict=True):
+        figures = {}
+        with optional(f"figures of the {TITLES[one.part]} part"):
+            for name, figure in draw(one, values).items():
+                path = run.directory / "figures" / f"evaluation_{one.part}_{name}.png"
+                path.parent.mkdir(exist_ok=True)
+                with written(path) as file:
+                    Image.fromarray(render(figure)).save(file, format="png")
+                data = base64.b64encode(path.read_bytes()).decode()
+                figures[name] = {"path": f"figures/{path.name}", "data": data, "alt": ALTS[name]}
+        parts.append({**values, "title": TITLES[one.part], "tables": tables(values), "figures": figures})
+    every = {f"{part['part']}_{name}": figure for part in parts for name, figure in part["figures"].items()}
+    content = {"title": f"Evaluation: {run.directory.name}", "parts": parts, "facts": facts, "figures": every}
+    for format in ("md", "html"):
+        with written(run.directory / f"evaluation.{format}") as file:
+            file.write(page(format, "quartet.evaluation", **content).encode("utf-8", "replace"))
+
+
+def tables(judged: dict[str, Any]) -> dict[str, Any]:
+    """The tables of the template, by name."""
+    intervals = judged["intervals"]
+    metrics = [[name, f"{value:.4f}", interval(intervals.get(name))] for name, value in judged["metrics"].items()]
+    found = {"metrics": table(["metric", "value", "95 % interval"], metrics)}
+    columns = list(dict.fromkeys(name for row in judged["per_class"].values() for name in row))
+    worst = sorted(judged["per_class"].items(), key=lambda item: item[1].get("f1", 0.0))
+    rows = [[label, *(f"{row[name]:.4f}" if name in row else "–" for name in columns)] for label, row in worst]
+    found["classes"] = table(["class", *columns], rows, 40, "evaluation.json")
+    slices = [
+        [one["column"], one["value"], str(one["n"]), digits(one["score"]), interval((one["low"], one["high"]))]
+        for one in judged["slices"]
+    ]
+    score = "accuracy" if judged["per_class"] else "mean absolute error"
+    found["slices"] = table(["column", "value", "samples", score, "95 % interval"], slices, 60, "evaluation.json")
+    mistakes = judged["mistakes"]
+    header = list(mistakes[0]) if mistakes else []
+    found["mistakes"] = table(header, [[_said(x) for x in row.values()] for row in mistakes])
+    return found
+
+
+def interval(limits: tuple[float, float] | None) -> str:
+    return "" if limits is None else f"[{limits[0]:.4g}, {limits[1]:.4g}]"
+
+
+def gap_sentence(gap: dict[str, Any], *, of_errors: bool) -> str:
+    """Which slice is worse than which, and whether that may be chance."""
+    worst, best, column = gap["worst"], gap["best"], gap["column"]
+    score = "mean absolute error" if of_errors else "accuracy"
+    sure = "their intervals do not overlap" if gap["apart"] else "their intervals overlap: it may be chance"
+    return (
+        f"{column}: {worst['value']} has {score} {worst['score']:.3g} (n = {worst['n']}), "
+        f"{best['value']} {best['score']:.3g} (n = {best['n']}); {sure}"
+    )
+
+
+def _said(value: Any) -> str:
+    return digits(value) if isinstance(value, float) else str(value)
+
+
+def evaluation_path(run: Run) -> Path:
+    return run.directory / "evaluation.html"

@@ -1,0 +1,66 @@
+"""Pages in HTML and Markdown from one template of sections: reports of sweeps, evaluations of runs.
+
+Every text is treated as foreign: it is escaped for the page it goes to. An HTML page refers to nothing outside itself but
+run directories, by relative links.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader
+from markupsafe import Markup
+
+NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ±.*| %| s| h| min| GiB| to .*| of \d+| \[.*\]|)$|< 0.\d+$|\[.*\]$|–$|$")
+
+
+def render(format: str, package: str, **content: Any) -> str:
+    """The page "html" or "md" of a package with a template `sections.j2`; `content` has its `title`.
+
+    Every text that a template prints is escaped: by Jinja2 for HTML, by `markdown` for Markdown.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader("quartet.pages", "templates"), PackageLoader(package, "templates")]),
+        autoescape=True,
+        finalize=markdown if format == "md" else None,
+        extensions=["jinja2.ext.do"],
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(digits=digits, quote=quote, fence=fence)
+    return environment.get_template(f"page.{format}.j2").render(content, sections="sections.j2")
+
+
+def markdown(value: Any) -> Markup:
+    """Neither markup nor the end of a line or a cell; what a macro has made is kept."""
+    if isinstance(value, Markup):
+        return value
+    line = " ".join(str(value).split()).replace("&", "&amp;")
+    return Markup(re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", line))
+
+
+def fence(code: str) -> Markup:
+    """The backticks around a block of code: more than there are in it."""
+    return Markup("`" * max(3, 1 + max(map(len, re.findall("`+", code)), default=0)))
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], most: int | None = None, all_in: str = "runs.csv"
+) -> dict[str, Any]:
+    """A cell is a text, or a list of texts with their links (None: no link). Columns of numbers are on the right.
+
+    `most` rows are shown, and `rest` says so, with the file that has all of them.
+    """
+    rest = f"; {most} of {len(rows)}, all of them in {all_in}" if most and len(rows) > most else ""
+    rows = rows[:most]
+    columns = zip(*rows, strict=True) if rows else ((),) * len(header)
+    numeric = [all(isinstance(cell, str) and NUMBER.match(cell) for cell in column) for column in columns]
+    return {"header": header, "rows": rows, "numeric": numeric, "rest": rest}
+
+
+def digits(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "–"
