@@ -25,7 +25,7 @@ from quartet.signatures import Rule, wrong_settings
 from quartet.typed import argument, command, user_path
 
 SETTINGS: dict[str, Any] = {
-    "runs": Annotated[list[str], Rule("runs, a glob or a sweep, as in runs='outputs/sweeps/<time>/*'", len)],
+    "runs": Annotated[list[str], Rule("runs, a glob or a sweep, as in runs='outputs/sweeps/<time>/*'", bool)],
     "method": Literal["mean", "weighted", "greedy", "stack"],
 }
 SPLIT = ("split", "split_seed", "folds", "fold", "path", "source", "target", "split_column", "group")  # keys of data

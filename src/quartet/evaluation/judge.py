@@ -145,9 +145,8 @@ def draw(predicted: Predicted, judged: dict[str, Any]) -> dict[str, Figure]:
         worst = mistakes(prediction, target)
         rows = [(row["true"], row["predicted"], row["probability"]) for row in judged["mistakes"]]
         captions = [f"true {shorten(a, 12)}\npredicted {shorten(b, 12)}, {p:.0%}" for a, b, p in rows]
-        images = (
-            predicted.data.raw_images(predicted.held_as, outputs["index"][worst]) if rows else np.zeros((0, 1, 1, 1))
-        )  # type: ignore[attr-defined]
+        data: Any = predicted.data
+        images = data.raw_images(predicted.held_as, outputs["index"][worst]) if rows else np.zeros((0, 1, 1, 1))
         found["mistakes"] = images_figure(images, captions, f"{title}: {'worst' if rows else 'no'} mistakes")
     return found
 
