@@ -29,7 +29,7 @@ from quartet.data.splits import (
     listed,
     parts_from_column,
 )
-from quartet.data.text.files import Reading
+from quartet.data.text.files import TextEncoding
 from quartet.data.text.language_modeling import TextData, padded
 from quartet.data.text.sources import LabelledSource, LabelledText, fingerprint
 from quartet.say import say
@@ -225,16 +225,16 @@ class LabelledFiles:
             say(f"note: {self.path}: {int((~full).sum())} rows with an empty text or label are left out")
             records = records.take(np.flatnonzero(full))
         # 3. clean texts, labels, parts and groups
-        reading = Reading("utf-8", None)
+        clean = TextEncoding("utf-8", None).clean
         cells: dict[str, list[Any]] = {key: records.cells[name].to_pylist() for key, name in self.found.items()}
-        texts = [reading.clean(text.replace("\r\n", "\n").replace("\r", "\n")) for text in cells["text"]]
+        texts = [clean(text.replace("\r\n", "\n").replace("\r", "\n")) for text in cells["text"]]
         parts: list[Any] = records.parts or [None] * len(records)
         if "split_column" in cells:
             parts = parts_from_column(cells["split_column"], str(self.path), where=records.where)
         folder = [] if records.parts is None else [str(self.path)]
         places = [os.path.join(*folder, records.path if not folder else name) for name in records.files]
         rows = [
-            LabelledText(text, reading.clean(label).strip(), group, part, f"{place}, row {number}")
+            LabelledText(text, clean(label).strip(), group, part, f"{place}, row {number}")
             for text, label, group, part, place, number in zip(
                 texts,
                 cells["label"],

@@ -26,8 +26,8 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HuggingFace
 
 KINDS = ("char", "byte", "word", "bpe")
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()  # how <unk> is shown
-_GROUP = 256  # texts encoded at a time: bounds the memory that the encodings of a batch take
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()  # how <unk> is shown
+GROUP = 256  # texts encoded at a time: bounds the memory that the encodings of a batch take
 
 
 class Tokenizer(ABC):
@@ -38,7 +38,7 @@ class Tokenizer(ABC):
 
     def __init__(self, pieces: list[bytes], *, unknown: bool):
         self.unknown_id = 2 if unknown else None
-        self.token_bytes = [b"", b""] + [_REPLACEMENT] * unknown + pieces
+        self.token_bytes = [b"", b""] + [REPLACEMENT] * unknown + pieces
 
     @property
     def vocab_size(self) -> int:
@@ -63,8 +63,10 @@ class Tokenizer(ABC):
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
         """The ids of each text; for byte pairs much faster than one text at a time, on all cores."""
-        groups = (texts[start : start + _GROUP] for start in range(0, len(texts), _GROUP))
-        return list(chain.from_iterable(self._encode([_clean(text) for text in group]) for group in groups))
+        rows: list[list[int]] = []
+        for start in range(0, len(texts), GROUP):
+            rows += self._encode([replace_surrogates(text) for text in texts[start : start + GROUP]])
+        return rows
 
     def decode(self, ids: Iterable[int]) -> str:
         return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", errors="replace")
@@ -79,17 +81,17 @@ class Tokenizer(ABC):
 
 
 class PieceTokenizer(Tokenizer):
-    """A text cut into pieces, each looked up in a table: `char`, `byte` and `word`."""
+    """A text split into pieces, each looked up in a table: `char`, `byte` and `word`."""
 
     def __init__(self, kind: str, pieces: list[Any]):
         encoded = [piece.encode() if isinstance(piece, str) else bytes([piece]) for piece in pieces]
         super().__init__(encoded, unknown=kind != "byte")
-        self.kind, self.pieces, self.cut = kind, pieces, _CUTS[kind]
+        self.kind, self.pieces, self.split = kind, pieces, SPLITTERS[kind]
         self.ids = {piece: i for i, piece in enumerate(pieces, self.vocab_size - len(pieces))}
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         ids, unknown = self.ids, self.unknown_id or 0
-        return [[ids.get(piece, unknown) for piece in self.cut(text)] for text in texts]
+        return [[ids.get(piece, unknown) for piece in self.split(text)] for text in texts]
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, "pieces": self.pieces}
@@ -105,12 +107,12 @@ class BytePairTokenizer(Tokenizer):
     kind = "bpe"
 
     def __init__(self, merges: list[list[str]]):
-        shown = _shown_bytes()
-        pieces = list(dict.fromkeys(chain(shown, ("".join(pair) for pair in merges))))
-        super().__init__([bytes(shown[character] for character in piece) for piece in pieces], unknown=False)
+        alphabet = byte_alphabet()
+        pieces = list(dict.fromkeys(chain(alphabet, ("".join(pair) for pair in merges))))
+        super().__init__([bytes(alphabet[character] for character in piece) for piece in pieces], unknown=False)
         self.merges = merges
         vocabulary = {piece: i for i, piece in enumerate(pieces, self.vocab_size - len(pieces))}
-        self.model = _byte_level(models.BPE(vocab=vocabulary, merges=[(left, right) for left, right in merges]))
+        self.model = byte_level(models.BPE(vocab=vocabulary, merges=[(left, right) for left, right in merges]))
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.model.encode_batch_fast(texts, add_special_tokens=False)]
@@ -127,24 +129,23 @@ def fit(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     if kind not in KINDS:
         raise ValueError(f"data.tokenizer must be one of {', '.join(KINDS)}, not {kind!r}")
-    least = {"char": 4, "word": 4, "byte": 258, "bpe": 2 + len(_shown_bytes())}[kind]
+    least = {"char": 4, "word": 4, "byte": 258, "bpe": 2 + len(byte_alphabet())}[kind]
     if vocab_size < least:
         raise ValueError(
             f"data.vocab_size={vocab_size} is too small: data.tokenizer={kind} needs at least {least} ids; "
             f"use data.vocab_size={least} or more"
         )
-    texts = map(_clean, texts)
+    texts = map(replace_surrogates, texts)
     if kind == "byte":
         return PieceTokenizer(kind, list(range(256)))
     if kind == "bpe":
-        model = _byte_level(models.BPE())
-        alphabet = list(_shown_bytes())
+        model, alphabet = byte_level(models.BPE()), list(byte_alphabet())
         trainer = trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)  # type: ignore[call-arg]
         model.train_from_iterator(texts, trainer)
         return BytePairTokenizer(json.loads(model.to_str())["model"]["merges"])  # the library's only access to them
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(_CUTS[kind](text))
+        counts.update(SPLITTERS[kind](text))
     ordered = sorted(counts, key=lambda piece: (-counts[piece], piece))
     return PieceTokenizer(kind, ordered[: vocab_size - 3])
 
@@ -156,46 +157,56 @@ def from_json(values: dict[str, Any]) -> Tokenizer:
     return PieceTokenizer(values["kind"], values["pieces"])
 
 
-def _clean(text: str) -> str:
+def replace_surrogates(text: str) -> str:
+    """Each lone surrogate becomes "?": the library would fail on it."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
-def _marks() -> str:
-    """Combining marks and joiners, as the inside of a character class; Python's \\w has none of them."""
-    joined, ranges = (0x200C, 0x200D), []
-    for point in range(0x300, 0xE01F0):  # before and behind there are none
-        if point in joined or unicodedata.category(chr(point))[0] == "M":
+@cache
+def word_pattern() -> re.Pattern[str]:
+    """A word with the space before it, one ideograph or kana, one symbol, or white space up to the space before a word.
+
+    (The scripts of ideographs and kana have no spaces.) Each has the marks that combine with it, as vowels do in Hindi,
+    points in Arabic and Hebrew, accents in decomposed text, and what is joined to an emoji. Every character is in exactly
+    one piece.
+    """
+    # 1. combining marks and joiners as ranges of a character class: Python's \w has none of them
+    joiners, ranges = (0x200C, 0x200D), []
+    for point in range(0x300, 0xE01F0):  # no marks are before or behind
+        if point in joiners or unicodedata.category(chr(point))[0] == "M":
             if ranges and ranges[-1][1] == point - 1:
                 ranges[-1][1] = point
             else:
                 ranges.append([point, point])
-    return "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+    mark = "".join(f"{chr(first)}-{chr(last)}" for first, last in ranges)
+    # 2. the four kinds of pieces
+    unspaced = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    letter = rf"[^\W{unspaced}]"
+    after_symbol = rf"[{mark}\U0001f3fb-\U0001f3ff]|(?<=\u200d)[^\w\s]"  # marks, shades of skin, what a joiner joins
+    return re.compile(
+        rf"[{unspaced}][{mark}]*| ?{letter}(?:{letter}|[{mark}])*|[^\w\s](?:{after_symbol})*|\s+(?!\S)|\s+"
+    )
 
 
-# A word with the space before it, one ideograph or kana (those scripts have no spaces), one sign, or white space up to
-# the space that belongs to the next word; each with the marks that combine with it, as vowels do in Hindi, points in
-# Arabic and Hebrew, accents in decomposed text, and what is joined to an emoji. Every character is in exactly one piece.
-_UNSPACED, _MARK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff", _marks()
-_SIGN_MORE = rf"[{_MARK}\U0001f3fb-\U0001f3ff]|(?<=\u200d)[^\w\s]"  # shades, and what a joiner joins
-_WORD = re.compile(
-    rf"[{_UNSPACED}][{_MARK}]*| ?[^\W{_UNSPACED}](?:[^\W{_UNSPACED}]|[{_MARK}])*|[^\w\s](?:{_SIGN_MORE})*|\s+(?!\S)|\s+"
-)
-# The same for byte pairs: GPT-2's expression, with the marks in the words. ASCII is cut as there.
-_BYTE_PAIR_WORD = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}[\p{L}\p{M}\u200c\u200d]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-_CUTS: dict[str, Callable[[str], Iterable[Any]]] = {"char": iter, "byte": str.encode, "word": _WORD.findall}
+def split_words(text: str) -> list[str]:
+    return word_pattern().findall(text)
 
 
-def _byte_level(model: models.BPE) -> HuggingFace:
+SPLITTERS: dict[str, Callable[[str], Iterable[Any]]] = {"char": iter, "byte": str.encode, "word": split_words}
+
+
+def byte_level(model: models.BPE) -> HuggingFace:
+    """Byte pairs within words: GPT-2's expression, with combining marks in the words. ASCII is split as there."""
+    words = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}[\p{L}\p{M}\u200c\u200d]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
     tokenizer = HuggingFace(model)
-    cut = pre_tokenizers.Split(Regex(_BYTE_PAIR_WORD), behavior="isolated")
-    shown = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([cut, shown])  # type: ignore[assignment]
+    split = pre_tokenizers.Split(Regex(words), behavior="isolated")
+    to_alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, to_alphabet])  # type: ignore[assignment]
     return tokenizer
 
 
 @cache
-def _shown_bytes() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The character by which `tokenizers` shows each byte that occurs in UTF-8 (243 of the 256), in the order of bytes.
 
     Found by asking: texts whose encodings hold all these bytes are shown, and their bytes read beside it.
