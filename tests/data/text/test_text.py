@@ -23,7 +23,6 @@ from quartet.data.text.language_modeling import (
     OwnText,
     Windows,
     contiguous,
-    limit_eval_shares,
     sample_chunks,
     shakespeare,
     shuffled_windows,
@@ -412,10 +411,15 @@ def test_large_vocabularies_take_wider_numbers(write):
     assert 70_003 in data.datasets["train"].stream.tolist()  # type: ignore[attr-defined]
 
 
-def test_val_and_test_of_a_large_text_are_limited():
-    split = Split([0.8, 0.1, 0.1], 0)
-    assert all(limit_eval_shares(split, 10_000_000, megabytes) is split for megabytes in (None, 1))
-    assert limit_eval_shares(split, 100_000_000, 1).shares == pytest.approx([0.98, 0.01, 0.01])
+def test_val_and_test_of_a_large_text_are_limited(write):
+    folder = write(a="0123456789" * 1000)
+
+    def lengths(eval_mb):
+        parts, _ = own(folder, eval_mb=eval_mb).read()
+        return [len(parts[part][0]) for part in ("train", "val", "test")]
+
+    assert lengths(None) == lengths(0.001) == [8000, 1000, 1000]
+    assert lengths(0.0001) == [9800, 100, 100]
 
 
 def test_a_sample_is_spread_evenly_and_bounded(monkeypatch):
@@ -432,7 +436,7 @@ def test_chunks_give_the_tokens_of_the_whole(kind, monkeypatch):
     monkeypatch.setattr("quartet.data.text.sources.CHUNK", 50)
     text = "def f(x):\n    return x  # it's\n\n\n" * 9 + "one two  three\tfour \n five'll\n" * 9
     tokenizer = tokenizers.fit(kind, [text], 300)
-    blocks = token_blocks(tokenizer, [Document("a", text), Document("b", ""), Document("c", "x")])
+    blocks = token_blocks(tokenizer, [Document("a", text), Document("b", ""), Document("c", "x")], "int32")
     ids = [i for block in blocks for i in block.tolist()]
     eos = tokenizer.eos_id
     assert ids == [*tokenizer.encode(text), eos, eos, *tokenizer.encode("x"), eos]

@@ -194,12 +194,14 @@ def test_an_empty_file_and_a_folder_of_empty_files(write, tmp_path):
     write("corpus/b.txt", b"\xef\xbb\xbf\x07")
     for some in (path, str(tmp_path / "corpus")):
         with pytest.raises(ValueError, match=rf"{some} is empty: there is no text in it; name another data.path"):
-            TextFiles(some, UTF8, SUFFIXES).load()
+            TextFiles(some, UTF8, SUFFIXES).documents()
 
 
 def test_the_fingerprint_is_of_the_content_wherever_it_is(write, tmp_path):
     def fingerprint(path, encoding=UTF8):
-        return TextFiles(path, encoding, SUFFIXES).load().fingerprint
+        files = TextFiles(path, encoding, SUFFIXES)
+        files.documents()
+        return files.fingerprint
 
     a, b, c = write("one/a.txt", "text"), write("two/b.txt", "text"), write("c.txt", "texts")
     assert fingerprint(a) == fingerprint(b) == fingerprint(str(tmp_path / "one"))

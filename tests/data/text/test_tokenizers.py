@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quartet.data.text import tokenizers
-from quartet.data.text.tokenizers import KINDS
+from quartet.data.text.tokenizers import KINDS, SPLITTERS
 
 TEXTS = [
     "def attend(q, k):\n    return q @ k  # scores\n\n\n" * 5,
@@ -56,11 +56,11 @@ def test_no_text_crashes_and_lone_surrogates_become_question_marks(kind, text):
 @given(text=any_text)
 @settings(deadline=None)
 def test_word_pieces_are_the_text_without_gaps(text):
-    assert "".join(tokenizers.split_words(text)) == text
+    assert "".join(SPLITTERS["word"](text)) == text
 
 
 def test_words_keep_the_space_before_them_and_ideographs_stand_alone():
-    pieces = tokenizers.split_words("a cat  sat.\n 天地 x_1")
+    pieces = SPLITTERS["word"]("a cat  sat.\n 天地 x_1")
     assert pieces == ["a", " cat", " ", " sat", ".", "\n", " ", "天", "地", " x_1"]
 
 

@@ -94,13 +94,9 @@ class TextClassificationData(TextData):
         counts = Counter(row.label for row in train)
         # numbers in their order, then names in that of the alphabet
         classes = sorted(counts, key=lambda label: (float(label) if NUMBER.fullmatch(label) else float("inf"), label))
+        sizes = {"vocab_size": tokenizer.vocab_size, "context_length": self.context_length}
         spec = Spec(
-            sizes={
-                "vocab_size": tokenizer.vocab_size,
-                "context_length": self.context_length,
-                "n_classes": len(classes),
-                "pad_id": tokenizer.pad_id,
-            },
+            sizes={**sizes, "n_classes": len(classes), "pad_id": tokenizer.pad_id},
             classes=tuple(classes),
             class_counts=tuple(counts[label] for label in classes),
             token_bytes=tokenizer.byte_counts,
@@ -114,16 +110,15 @@ class TextClassificationData(TextData):
     def encode_split(self, examples: list[LabelledText]) -> PaddedTexts:
         rows = self.tokenizer.encode_many([row.text for row in examples])
         lengths = torch.tensor([len(ids) for ids in rows], dtype=torch.int64)
+        tokens = padded([ids[: self.context_length] for ids in rows], self.tokenizer.pad_id)
         place = {label: i for i, label in enumerate(self.classes)}
         target = torch.tensor([place[row.label] for row in examples], dtype=torch.int64)
-        return PaddedTexts(self._padded(rows), lengths, target)
+        return PaddedTexts(tokens, lengths, target)
 
     def encode(self, examples: list[str]) -> dict[str, Tensor]:
         """The first T tokens of each text, (N, ≤ T), padded at the end."""
-        return {"tokens": self._padded(self.tokenizer.encode_many(examples)).long()}
-
-    def _padded(self, rows: list[list[int]]) -> Tensor:
-        return padded([ids[: self.context_length] for ids in rows], self.tokenizer.pad_id)
+        rows = [ids[: self.context_length] for ids in self.tokenizer.encode_many(examples)]
+        return {"tokens": padded(rows, self.tokenizer.pad_id).long()}
 
     def train_order(self) -> Order:
         texts: Any = self.datasets["train"]
@@ -308,15 +303,13 @@ def unique_texts(rows: list[LabelledText]) -> tuple[list[LabelledText], list[str
     duplicates = check_duplicates(words, [row.part for row in rows])
     labels_of = Counter(text for text, _ in {(text, row.label) for text, row in zip(words, rows, strict=True)})
     n_conflicts = sum(n > 1 for n in labels_of.values())
-    notes = {
-        f"{len(duplicates.repeated)} repeated texts dropped": len(duplicates.repeated),
-        f"{len(duplicates.overlapping)} texts dropped from train or val that the given test or val holds too": len(
-            duplicates.overlapping
-        ),
-        f"{n_conflicts} texts stand with more than one label; the first that is kept counts": n_conflicts,
+    counts = {
+        "repeated texts dropped": len(duplicates.repeated),
+        "texts dropped from train or val that the given test or val holds too": len(duplicates.overlapping),
+        "texts stand with more than one label; the first that is kept counts": n_conflicts,
     }
     left_out = duplicates.left_out
-    return [row for i, row in enumerate(rows) if i not in left_out], [note for note, n in notes.items() if n]
+    return [row for i, row in enumerate(rows) if i not in left_out], [f"{n} {note}" for note, n in counts.items() if n]
 
 
 class PaddedTexts(Samples):

@@ -16,7 +16,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -101,7 +101,8 @@ class TextEncoding:
                     text = lines.decode(block, final=not block)
                 except UnicodeDecodeError as error:
                     # 3. name the byte, and an encoding that reads the file
-                    place, likely = position - n_pending + error.start, likely_encoding(path) if is_utf8 else None
+                    place = position - n_pending + error.start
+                    likely = encodings.likely(Path(user_path(path)).read_bytes()) if is_utf8 else None
                     remedy = f"say how it is encoded with data.encoding=…: {'' if is_utf8 else 'utf-8, '}{LEGACY}"
                     if likely is not None:
                         remedy = f"it decodes cleanly as {likely}: data.encoding={likely}, or data.encoding=auto"
@@ -122,7 +123,7 @@ def detect_encoding(path: str) -> str:
             try:
                 decoder.decode(block)
             except UnicodeDecodeError:
-                likely = None if b"\0" in block else likely_encoding(path)
+                likely = None if b"\0" in block else encodings.likely(Path(user_path(path)).read_bytes())
                 if likely is None:
                     break  # decoding it says what is wrong
                 if path not in _announced:
@@ -130,11 +131,6 @@ def detect_encoding(path: str) -> str:
                     say(f"note: {path} is not utf-8 and read as {likely}; data.encoding=… names another encoding")
                 return likely
     return "utf-8"
-
-
-def likely_encoding(path: str) -> str | None:
-    with open_file(path, "a text file") as file:
-        return encodings.likely(file.read())
 
 
 # finding files
@@ -210,28 +206,23 @@ def expand_glob(pattern: str) -> list[str]:
 class FileDocument:
     """The characters `first` to `last` of a clean file, read when asked, a chunk at a time.
 
-    `content` is the SHA-256 of the whole clean text.
+    What is made of them is cached under `digest`: the SHA-256 of the whole clean text, and which characters of it.
     """
 
     name: str
     path: str
     encoding: TextEncoding
-    content: str
+    digest: str
     first: int
     last: int
 
     def __len__(self) -> int:
         return self.last - self.first
 
-    @property
-    def digest(self) -> str:
-        """What is made of the document is cached under this."""
-        return f"{self.content}[{self.first}:{self.last}]"
-
     def span(self, first: int, last: int) -> FileDocument:
         """The characters `first` to `last` of this document; the name says which."""
-        start, end = self.first + first, min(self.first + last, self.last)
-        return replace(self, name=f"{self.name}[{first}:{last}]", first=start, last=end)
+        which, start, end = f"[{first}:{last}]", self.first + first, min(self.first + last, self.last)
+        return replace(self, name=self.name + which, digest=self.digest + which, first=start, last=end)
 
     def chunks(self) -> Iterator[str]:
         """The text in parts that can be encoded one by one."""
@@ -246,36 +237,33 @@ class FileDocument:
 AnyDocument = Document | FileDocument
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The documents of a source, without empty and repeated ones; `fingerprint` is the SHA-256 of bytes and encoding."""
-
-    documents: list[FileDocument]
-    fingerprint: str
-    n_bytes: int
-    n_repeated: int
-    n_empty: int
-
-
-@dataclass(frozen=True)
+@dataclass
 class TextFiles:
-    """The user's texts, which are read whenever they are needed and never held as a whole."""
+    """The user's texts, which are read whenever they are needed and never held as a whole.
+
+    `documents` sets the other fields; the fingerprint is the SHA-256 of all bytes and of how they are read.
+    """
 
     path: str | None
     encoding: TextEncoding
     suffixes: list[str]
+    fingerprint: str = field(init=False, default="")
+    n_bytes: int = field(init=False, default=0)
+    n_empty: int = field(init=False, default=0)
+    n_repeated: int = field(init=False, default=0)
 
-    def load(self) -> Corpus:
-        """Raises ValueError or OSError for a path without text, in one line."""
+    def documents(self) -> list[FileDocument]:
+        """Each text once, without empty ones. Raises ValueError or OSError for a path without text, in one line."""
         files = find_texts(self.path, self.suffixes)
-        # 1. the fingerprint: all bytes, and how they are read. The class was called Reading when the first runs were made;
-        # another text would refuse them because "the data have changed"
+        # 1. the fingerprint. The encoding was called Reading when the first runs were made: another text here would refuse
+        # them because "the data have changed"
         how = f"Reading(encoding={self.encoding.encoding!r}, normalize={self.encoding.normalize!r})"
-        n_bytes, total = 0, hashlib.sha256(how.encode())
+        total, self.n_bytes = hashlib.sha256(how.encode()), 0
         for path in files.values():
             with open_file(path, "a text file") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
-                n_bytes += file.tell()
+                self.n_bytes += file.tell()
+        self.fingerprint = total.hexdigest()
 
         # 2. characters and SHA-256 of each clean text
         def measure(file: BinaryIO) -> None:
@@ -288,21 +276,14 @@ class TextFiles:
                 measures.append((n_characters, digest.hexdigest()))
             file.write(json.dumps(measures).encode())
 
-        fingerprint = total.hexdigest()
-        measures = json.loads(TOKENS.made(TOKENS.key("lengths", fingerprint), measure).read_bytes())
+        measures = json.loads(TOKENS.made(TOKENS.key("lengths", self.fingerprint), measure).read_bytes())
         # 3. every text that is not empty, once
         documents: dict[str, FileDocument] = {}
-        for (name, path), (n_characters, content) in zip(files.items(), measures, strict=True):
+        for (name, path), (n_characters, digest) in zip(files.items(), measures, strict=True):
             if n_characters:
-                documents.setdefault(content, FileDocument(name, path, self.encoding, content, 0, n_characters))
+                documents.setdefault(digest, FileDocument(name, path, self.encoding, digest, 0, n_characters))
         if not documents:
             raise ValueError(f"{self.path} is empty: there is no text in it; name another data.path")
-        n_empty = sum(n_characters == 0 for n_characters, _ in measures)
-        n_repeated = len(files) - n_empty - len(documents)
-        return Corpus(list(documents.values()), fingerprint, n_bytes, n_repeated, n_empty)
-
-    def documents(self) -> list[FileDocument]:
-        return self.load().documents
-
-    def __str__(self) -> str:
-        return str(self.path)
+        self.n_empty = sum(n_characters == 0 for n_characters, _ in measures)
+        self.n_repeated = len(files) - self.n_empty - len(documents)
+        return list(documents.values())

@@ -22,7 +22,7 @@ from quartet.data.cache import Mapped
 from quartet.data.memory import Batch, Order, generator, sequential
 from quartet.data.report import histogram
 from quartet.data.spec import Spec
-from quartet.data.splits import SPLITS, Split
+from quartet.data.splits import SPLITS, Split, listed
 from quartet.data.text import tokenizers
 from quartet.data.text.files import TOKENS, AnyDocument, TextEncoding, TextFiles
 from quartet.data.text.sources import DocumentSource, Shakespeare, fingerprint
@@ -78,6 +78,8 @@ class LanguageModelingData(TextData):
     (`cached`). The streams are mapped into memory.
     """
 
+    described = "the text"  # in messages
+
     def __init__(self, *, source: DocumentSource, order: str, **settings: Any):
         super().__init__(**settings)
         if order not in ("shuffled", "contiguous"):
@@ -103,25 +105,22 @@ class LanguageModelingData(TextData):
         return parts
 
     def fit(self, train: list[AnyDocument]) -> dict[str, Any]:
-        def write(file: BinaryIO) -> None:
-            tokenizer = self.fit_tokenizer(sample_chunks(train, FIT_CHARACTERS))
-            file.write(json.dumps(tokenizer.to_json()).encode())
-
+        # 1. the tokenizer, fitted on a sample of the text
         facts = (self.tokenizer_kind, self.vocab_size, FIT_CHARACTERS, self._reused)
-        tokenizer = tokenizers.from_json(json.loads(self.cached("tokenizer", train, facts, write).read_bytes()))
+        chunks = sample_chunks(train, FIT_CHARACTERS)
+        path = self.cached(
+            "tokenizer", train, facts, lambda: [json.dumps(self.fit_tokenizer(chunks).to_json()).encode()]
+        )
+        tokenizer = tokenizers.from_json(json.loads(path.read_bytes()))
+        # 2. what the network must know of it
         sizes = {"vocab_size": tokenizer.vocab_size, "context_length": self.context_length}
         spec = Spec(sizes=sizes, token_bytes=tokenizer.byte_counts)
         return {"tokenizer": tokenizer.to_json(), "spec": spec.to_json()}
 
     def encode_split(self, examples: list[AnyDocument]) -> Windows:
         """The windows of the documents of a part. Raises ValueError if they have too few tokens for one."""
-        dtype = torch.uint16 if self.tokenizer.vocab_size <= 2**16 else torch.int32
-
-        def write(file: BinaryIO) -> None:
-            for tokens in token_blocks(self.tokenizer, examples):
-                file.write(torch.from_numpy(tokens).to(dtype).numpy().tobytes())
-
-        path = self.cached("tokens", examples, (self.tokenizer.to_json(),), write)
+        tokenizer, dtype = self.tokenizer, np.dtype(np.uint16 if self.tokenizer.vocab_size <= 2**16 else np.int32)
+        path = self.cached("tokens", examples, (tokenizer.to_json(),), lambda: token_blocks(tokenizer, examples, dtype))
         n_tokens = path.stat().st_size // dtype.itemsize
         if n_tokens <= self.context_length:  # an empty file cannot be mapped
             raise ValueError(
@@ -129,31 +128,29 @@ class LanguageModelingData(TextData):
                 f"{self.context_length + 1}; bring more text, use a smaller data.context_length or change data.split"
             )
         file = Mapped(path, FORGET_AFTER)
-        return Windows(file.tensor(dtype), self.context_length, file)
+        return Windows(file.tensor(getattr(torch, dtype.name)), self.context_length, file)
 
     def cached(
-        self, kind: str, documents: list[AnyDocument], facts: Sequence[Any], write: Callable[[BinaryIO], None]
+        self, kind: str, documents: list[AnyDocument], facts: Sequence[Any], make: Callable[[], Iterable[Any]]
     ) -> Path:
-        """The file of the cache that `write` makes of these documents and settings, plain values.
+        """The file of the cache for these documents and settings (plain values), with the bytes that `make` returns.
 
         A subclass that makes something else of the same settings adds a fact of its own.
         """
 
-        def make(file: BinaryIO) -> None:
+        def write(file: BinaryIO) -> None:
             if sum(map(len, documents)) > LONG:
-                say(
-                    f"first use of {self.part_name(documents)}: its {kind} will be kept in {TOKENS.path}; minutes, once"
-                )
-            write(file)
+                name = self.part_name(documents)
+                say(f"first use of {name}: its {kind} will be kept in {TOKENS.path}; minutes, once")
+            file.writelines(make())
 
         # byte pairs depend on the version of the library that merges them
         version = importlib.metadata.version("tokenizers")
-        return TOKENS.made(TOKENS.key(kind, [document.digest for document in documents], version, *facts), make)
+        return TOKENS.made(TOKENS.key(kind, [document.digest for document in documents], version, *facts), write)
 
     def part_name(self, documents: Sequence[AnyDocument]) -> str:
         """The documents of a part, for messages."""
-        names = [document.name for document in documents]
-        return ", ".join(names) if 0 < len(names) < 4 else f"a part of the text ({len(names)} documents)"
+        return f"{self.described}: {listed((document.name for document in documents), 3) or 'no documents'}"
 
     def encode(self, examples: list[str]) -> dict[str, Tensor]:
         """The last T tokens of each text, (N, ≤ T), shorter ones padded at the end; an empty text is a lone <eos>."""
@@ -212,22 +209,24 @@ class OwnText(LanguageModelingData):
     ):
         self.files = TextFiles(path, TextEncoding(encoding, normalize), list(suffixes))
         super().__init__(source=self.files, **settings)
-        self.eval_mb = eval_mb
+        self.eval_mb, self.described = eval_mb, str(path)
 
     def read(self) -> tuple[dict[str, list[Any]], str]:
-        self.corpus = self.files.load()
-        split = limit_eval_shares(self.split, self.corpus.n_bytes, self.eval_mb)
-        return self._split(self.corpus.documents, split), self.corpus.fingerprint
-
-    def part_name(self, documents: Sequence[AnyDocument]) -> str:
-        return f"{self.files}: {super().part_name(documents)}"
+        documents = self.files.documents()
+        # a large text needs no more than some megabytes to be evaluated on
+        _, val, test = self.split.shares
+        most = 1.0 if self.eval_mb is None else self.eval_mb * 1e6 / self.files.n_bytes  # share of a part
+        split = self.split
+        if max(val, test) > most:
+            val, test = min(val, most), min(test, most)
+            split = replace(split, shares=[1 - val - test, val, test])
+        return self._split(documents, split), self.files.fingerprint
 
     def report(self) -> dict[str, Any]:
-        corpus, report = self.corpus, super().report()
-        notes = [f"{corpus.n_bytes:,} bytes of text"]
-        notes += [f"{corpus.n_repeated} repeated documents dropped"] * (corpus.n_repeated > 0)
-        notes += [f"{corpus.n_empty} empty documents dropped"] * (corpus.n_empty > 0)
-        return {**report, "notes": [*notes, *report["notes"]]}
+        report = super().report()
+        counts = {"repeated": self.files.n_repeated, "empty": self.files.n_empty}
+        dropped = [f"{n} {which} documents dropped" for which, n in counts.items() if n > 0]
+        return {**report, "notes": [f"{self.files.n_bytes:,} bytes of text", *dropped, *report["notes"]]}
 
 
 class Windows:
@@ -257,7 +256,8 @@ class Windows:
         """Batches are made on `device`, or sent there if the stream is too large to be copied."""
         self.device = device
         if device.type != "cpu" and len(self.stream) * torch.int32.itemsize <= ON_DEVICE:
-            self.stream, self.file = self.stream.to(device, torch.int32), None  # not every device can index uint16
+            # int32, because not every device can index uint16
+            self.stream, self.file = self.stream.to(device, torch.int32), None
         return self
 
     def token_counts(self, vocab_size: int) -> Tensor:
@@ -275,14 +275,14 @@ def shakespeare(*, path: str | None, download: bool, **settings: Any) -> Languag
     return LanguageModelingData(source=Shakespeare(path=path, download=download), **settings)
 
 
-def token_blocks(tokenizer: Tokenizer, documents: Iterable[AnyDocument]) -> Iterator[np.ndarray]:
-    """Blocks of int32: the tokens of each document, followed by <eos>."""
+def token_blocks(tokenizer: Tokenizer, documents: Iterable[AnyDocument], dtype: Any) -> Iterator[np.ndarray]:
+    """The tokens of each document, followed by <eos>, in blocks."""
     # an empty chunk marks the end of a document
     chunks = (chunk for document in documents for chunk in chain(document.chunks(), [""]))
     while batch := list(islice(chunks, BATCH)):
         rows = tokenizer.encode_many(batch)
         ids = (ids if chunk else [tokenizer.eos_id] for chunk, ids in zip(batch, rows, strict=True))
-        yield np.fromiter(chain.from_iterable(ids), dtype=np.int32)
+        yield np.fromiter(chain.from_iterable(ids), dtype)
 
 
 def sample_chunks(documents: Sequence[AnyDocument], n_characters: int) -> Iterator[str]:
@@ -307,14 +307,6 @@ def contiguous(n: int, n_streams: int) -> Order:
     step, stream = torch.arange(n) // n_streams, torch.arange(n) % n_streams
     first = stream * (n // n_streams) + stream.clamp(max=n % n_streams)
     return lambda epoch: first + step
-
-
-def limit_eval_shares(split: Split, n_bytes: int, eval_mb: float | None) -> Split:
-    """The split with val and test no larger than `eval_mb` megabytes each."""
-    if eval_mb is None or n_bytes == 0:
-        return split
-    val, test = (min(share, eval_mb * 1e6 / n_bytes) for share in split.shares[1:])
-    return split if [val, test] == split.shares[1:] else replace(split, shares=[1 - val - test, val, test])
 
 
 def split_documents(documents: Sequence[AnyDocument], split: Split) -> dict[str, list[Any]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from quartet.data.cache import cache_directory, write_whole
 
@@ -59,7 +59,7 @@ class LabelledText:
 
 
 class DocumentSource(Protocol):
-    def documents(self) -> list[Document]: ...
+    def documents(self) -> list[Any]: ...  # of Document
 
 
 class LabelledSource(Protocol):
@@ -184,9 +184,9 @@ def split_text(text: str, size: int) -> Iterator[str]:
 
 
 def find_split_point(text: str, start: int, stop: int) -> int:
-    """The last split point up to `stop` (< length): behind a line end, else before a space.
+    """The last place up to `stop` (< length) behind a line end, else before a space, with no other white space beside it.
 
-    No other white space stands beside it. A text without one, such as 64,000 ideographs without a line end, is split at `stop`.
+    A text without such a place, as of 64,000 ideographs without a line end, is split at `stop`.
     """
     for character, n_before in (("\n", 1), (" ", 0)):
         place = stop

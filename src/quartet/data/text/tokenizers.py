@@ -36,27 +36,20 @@ class Tokenizer(ABC):
     pad_id, eos_id = 0, 1
     unknown_id: int | None
 
-    def __init__(self, pieces: list[bytes], *, unknown: bool):
+    def __init__(self, values: dict[str, Any], pieces: list[bytes], *, unknown: bool):
+        self.kind, self.values = values["kind"], values
         self.unknown_id = 2 if unknown else None
         self.token_bytes = [b"", b""] + [REPLACEMENT] * unknown + pieces
+        self.vocab_size = len(self.token_bytes)
+        # bytes of text per id, the denominator of bits per byte. What an <unk> replaces has at least one byte, so the
+        # denominator is never too large. An <unk> is still cheap to predict: compare tokenizers only where it is rare
+        self.byte_counts = tuple(1 if i == self.unknown_id else len(piece) for i, piece in enumerate(self.token_bytes))
+        # no text is made of these, none is written with them; <eos> ends a text
+        self.textless_ids = (self.pad_id, self.unknown_id) if self.unknown_id is not None else (self.pad_id,)
 
-    @property
-    def vocab_size(self) -> int:
-        return len(self.token_bytes)
-
-    @property
-    def textless_ids(self) -> tuple[int, ...]:
-        """<pad> and <unk>: no text is made of them, none is written with them. (<eos> ends a text.)"""
-        return (self.pad_id,) if self.unknown_id is None else (self.pad_id, self.unknown_id)
-
-    @property
-    def byte_counts(self) -> tuple[int, ...]:
-        """Bytes of text per id, the denominator of bits per byte: 0 for <pad> and <eos>, 1 for <unk>.
-
-        What an <unk> replaces has at least one byte, so the denominator is never too large. An <unk> is still cheap to
-        predict: compare bits per byte between tokenizers only where it is rare.
-        """
-        return tuple(1 if i == self.unknown_id else len(piece) for i, piece in enumerate(self.token_bytes))
+    def to_json(self) -> dict[str, Any]:
+        """Plain data from which `from_json` makes the same tokenizer."""
+        return self.values
 
     def encode(self, text: str) -> list[int]:
         return self.encode_many([text])[0]
@@ -65,7 +58,9 @@ class Tokenizer(ABC):
         """The ids of each text; for byte pairs much faster than one text at a time, on all cores."""
         rows: list[list[int]] = []
         for start in range(0, len(texts), GROUP):
-            rows += self._encode([replace_surrogates(text) for text in texts[start : start + GROUP]])
+            # a lone surrogate, at which the library would fail, becomes "?"
+            clean = [text.encode("utf-8", errors="replace").decode("utf-8") for text in texts[start : start + GROUP]]
+            rows += self._encode(clean)
         return rows
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -75,26 +70,19 @@ class Tokenizer(ABC):
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """Texts without lone surrogates to ids."""
 
-    @abstractmethod
-    def to_json(self) -> dict[str, Any]:
-        """Plain data from which `from_json` makes the same tokenizer."""
-
 
 class PieceTokenizer(Tokenizer):
     """A text split into pieces, each looked up in a table: `char`, `byte` and `word`."""
 
     def __init__(self, kind: str, pieces: list[Any]):
         encoded = [piece.encode() if isinstance(piece, str) else bytes([piece]) for piece in pieces]
-        super().__init__(encoded, unknown=kind != "byte")
-        self.kind, self.pieces, self.split = kind, pieces, SPLITTERS[kind]
+        super().__init__({"kind": kind, "pieces": pieces}, encoded, unknown=kind != "byte")
+        self.split = SPLITTERS[kind]
         self.ids = {piece: i for i, piece in enumerate(pieces, self.vocab_size - len(pieces))}
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         ids, unknown = self.ids, self.unknown_id or 0
         return [[ids.get(piece, unknown) for piece in self.split(text)] for text in texts]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "pieces": self.pieces}
 
 
 class BytePairTokenizer(Tokenizer):
@@ -104,21 +92,16 @@ class BytePairTokenizer(Tokenizer):
     That library never learns of the special tokens, so no text can be mistaken for one.
     """
 
-    kind = "bpe"
-
     def __init__(self, merges: list[list[str]]):
         alphabet = byte_alphabet()
         pieces = list(dict.fromkeys(chain(alphabet, ("".join(pair) for pair in merges))))
-        super().__init__([bytes(alphabet[character] for character in piece) for piece in pieces], unknown=False)
-        self.merges = merges
+        encoded = [bytes(alphabet[character] for character in piece) for piece in pieces]
+        super().__init__({"kind": "bpe", "merges": merges}, encoded, unknown=False)
         vocabulary = {piece: i for i, piece in enumerate(pieces, self.vocab_size - len(pieces))}
         self.model = byte_level(models.BPE(vocab=vocabulary, merges=[(left, right) for left, right in merges]))
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.model.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "merges": self.merges}
 
 
 def fit(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -127,6 +110,7 @@ def fit(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
     `char` and `word` keep the most frequent pieces, `byte` needs no fitting, `bpe` merges until the size is reached or
     nothing is left to merge. The same texts give the same tokenizer. Raises ValueError if the size is too small.
     """
+    # 1. the settings
     if kind not in KINDS:
         raise ValueError(f"data.tokenizer must be one of {', '.join(KINDS)}, not {kind!r}")
     least = {"char": 4, "word": 4, "byte": 258, "bpe": 2 + len(byte_alphabet())}[kind]
@@ -135,14 +119,16 @@ def fit(kind: str, texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"data.vocab_size={vocab_size} is too small: data.tokenizer={kind} needs at least {least} ids; "
             f"use data.vocab_size={least} or more"
         )
-    texts = map(replace_surrogates, texts)
     if kind == "byte":
         return PieceTokenizer(kind, list(range(256)))
+    # 2. byte pairs are learned by the library, from texts without lone surrogates
+    texts = (text.encode("utf-8", errors="replace").decode("utf-8") for text in texts)
     if kind == "bpe":
         model, alphabet = byte_level(models.BPE()), list(byte_alphabet())
         trainer = trainers.BpeTrainer(vocab_size=vocab_size - 2, initial_alphabet=alphabet, show_progress=False)  # type: ignore[call-arg]
         model.train_from_iterator(texts, trainer)
         return BytePairTokenizer(json.loads(model.to_str())["model"]["merges"])  # the library's only access to them
+    # 3. of characters and words the most frequent ones
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(SPLITTERS[kind](text))
@@ -155,11 +141,6 @@ def from_json(values: dict[str, Any]) -> Tokenizer:
     if values["kind"] == "bpe":
         return BytePairTokenizer(values["merges"])
     return PieceTokenizer(values["kind"], values["pieces"])
-
-
-def replace_surrogates(text: str) -> str:
-    """Each lone surrogate becomes "?": the library would fail on it."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 @cache
@@ -188,11 +169,11 @@ def word_pattern() -> re.Pattern[str]:
     )
 
 
-def split_words(text: str) -> list[str]:
-    return word_pattern().findall(text)
-
-
-SPLITTERS: dict[str, Callable[[str], Iterable[Any]]] = {"char": iter, "byte": str.encode, "word": split_words}
+SPLITTERS: dict[str, Callable[[str], Iterable[Any]]] = {
+    "char": iter,
+    "byte": str.encode,
+    "word": lambda text: word_pattern().findall(text),  # made at first use: it takes 0.1 s
+}
 
 
 def byte_level(model: models.BPE) -> HuggingFace:
