@@ -181,7 +181,7 @@ class LanguageModelingData(TextData):
                 "bytes_per_token": round(n_bytes / len(windows.stream), 3),
                 "unknown_tokens": 0 if unknown is None else int(counts[unknown]),
             }
-        several = len(self._lengths["train"]) > 1
+        several = len(self._lengths["train"]) > 1  # the length of one says nothing
         return {
             "parts": parts,
             "histograms": {"characters of a document": histogram(self._lengths)} if several else {},
@@ -193,8 +193,8 @@ class LanguageModelingData(TextData):
 class OwnText(LanguageModelingData):
     """The user's own text: a file, a folder or a glob.
 
-    It is read from disk, a tokenizer of a large text is fitted on a sample of it. Of a text of many megabytes the shares of
-    val and test are limited to `eval_mb` megabytes each (None: never), and the rest trains.
+    Of a text of many megabytes the shares of val and test are limited to `eval_mb` megabytes each (None: never), and the
+    rest trains: more to evaluate on takes long and says little.
     """
 
     def __init__(
@@ -212,13 +212,10 @@ class OwnText(LanguageModelingData):
         self.eval_mb, self.described = eval_mb, str(path)
 
     def read(self) -> tuple[dict[str, list[Any]], str]:
-        documents = self.files.documents()
-        # a large text needs no more than some megabytes to be evaluated on
-        _, val, test = self.split.shares
-        most = 1.0 if self.eval_mb is None else self.eval_mb * 1e6 / self.files.n_bytes  # share of a part
-        split = self.split
-        if max(val, test) > most:
-            val, test = min(val, most), min(test, most)
+        documents, split = self.files.documents(), self.split
+        most = 1.0 if self.eval_mb is None else self.eval_mb * 1e6 / self.files.n_bytes  # share of val or test
+        if max(split.shares[1:]) > most:
+            val, test = (min(share, most) for share in split.shares[1:])
             split = replace(split, shares=[1 - val - test, val, test])
         return self._split(documents, split), self.files.fingerprint
 
@@ -233,8 +230,7 @@ class Windows:
     """Windows of T tokens of a stream (L,) and the tokens that follow; the id of a window is the position of its start.
 
     The stream is a ring: a window that starts near the end continues at the beginning, so that an epoch may start
-    anywhere and still see (L - 1) // T windows, each target at most once. A stream that is mapped from a `file` stays
-    there, and only the windows of a batch are read.
+    anywhere and still see (L - 1) // T windows, each target at most once. `file`: what the stream is mapped from.
     """
 
     def __init__(self, stream: Tensor, context_length: int, file: Mapped | None = None):
@@ -314,11 +310,12 @@ def split_documents(documents: Sequence[AnyDocument], split: Split) -> dict[str,
 
     Split by position, fold k of a cross-validation is the k-th piece of what stands before the test part.
     """
+    # 1. whole documents
     if len(documents) >= (split.folds or 0):
         ids = split.assign(len(documents))
         if all(ids.values()):
             return {part: [documents[i] for i in ids[part]] for part in SPLITS}
-    # from which share of its length to which a document belongs to each part
+    # 2. from which share of its length to which a document belongs to each part
     train, val, test = split.shares
     spans = {"train": [(0.0, train)], "val": [(train, train + val)], "test": [(train + val, 1.0)]}
     if split.folds is not None and split.fold is not None:
@@ -326,10 +323,8 @@ def split_documents(documents: Sequence[AnyDocument], split: Split) -> dict[str,
         around = [(a, b) for a, b in ((0.0, start), (end, 1 - test)) if a < b]
         spans = {"train": around, "val": [(start, end)], "test": [(1 - test, 1.0)]}
     return {
-        part: [
-            document.span(round(a * len(document)), round(b * len(document))) for document in documents for a, b in ab
-        ]
-        for part, ab in spans.items()
+        part: [text.span(*(round(share * len(text)) for share in span)) for text in documents for span in spans[part]]
+        for part in SPLITS
     }
 
 

@@ -91,6 +91,7 @@ class StandardLibrary:
         documents: dict[str, Document] = {}
         for name in sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py")):
             *folders, file = name.split("/")
+            # build reports differ between machines
             differs = file.startswith("_sysconfigdata") or any(folder.startswith("config-") for folder in folders)
             if not differs and self.EXCLUDED.isdisjoint(folders):
                 text = read_text(root / name)
@@ -116,10 +117,11 @@ class StandardLibraryTopics:
     def rows(self) -> list[LabelledText]:
         rows = []
         for document in StandardLibrary().documents():
+            # 1. the files of these packages
             package = document.name.split("/")[0]
             if package not in self.packages:
                 continue
-            # successive lines of the file, unless more than half of them are empty
+            # 2. successive lines, unless more than half of them are empty
             lines = document.text.splitlines()
             for start in range(0, len(lines), self.lines):
                 snippet = lines[start : start + self.lines]
@@ -151,6 +153,7 @@ class Shakespeare:
     SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
     def documents(self) -> list[Document]:
+        # 1. the user's copy, else the one in the cache
         if self.path is not None:
             path = Path(self.path).expanduser()
             if not path.is_file():
@@ -162,6 +165,7 @@ class Shakespeare:
                     f"tiny Shakespeare is not at {path}; add data.download=true to fetch it (1.1 MB), "
                     "or data.path=<your copy of input.txt>"
                 )
+            # 2. else the one of the network, if the user allows it
             if not path.is_file():
                 download(self.URL, self.SHA256, path)
         return [Document("shakespeare", read_text(path))]
