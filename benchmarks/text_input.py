@@ -4,8 +4,8 @@
     python benchmarks/text_input.py --size 200      megabytes
 
 Each start is a process of its own with a cache in a temporary folder. The text is the standard library's, repeated with
-other names, so that documents differ. `import` is the memory of the libraries alone; what a text of 5 MB, held in memory,
-takes beyond that is in the first row.
+other names, so that documents differ. `import` is the memory of the libraries alone; what a text of 5 MB takes beyond that
+is in the first row.
 """
 
 from __future__ import annotations

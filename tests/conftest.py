@@ -25,6 +25,14 @@ OURS = (PROJECT / "tests" / "ours.txt").read_text(encoding="utf-8").split()
 PACKAGES = ("asyncio", "email", "encodings", "idlelib", "multiprocessing", "xml/dom")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """The user's cache is neither read nor filled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUARTET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def outputs(tmp_path, monkeypatch):
     """Every test has its own outputs folder, and none is taken for a job of a sweep that another one began."""
@@ -85,8 +93,8 @@ def script(tmp_path, outputs, forker):
 
 
 @pytest.fixture
-def small_text(monkeypatch, tmp_path):
-    """Text sources cut to a few small documents, so that a run reads and tokenises in milliseconds."""
+def small_text(monkeypatch):
+    """Text sources reduced to a few small documents, so that a run reads and tokenises in milliseconds."""
     from quartet.data.text import sources
 
     def documents(self):
@@ -96,5 +104,4 @@ def small_text(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sources.StandardLibrary, "documents", documents)
     text = "\n".join(document.text for document in documents(None))
-    (tmp_path / "shakespeare.txt").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(sources.Shakespeare, "_locate", lambda self: tmp_path / "shakespeare.txt")
+    monkeypatch.setattr(sources.Shakespeare, "documents", lambda self: [sources.Document("shakespeare", text)])

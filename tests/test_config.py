@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import pytest
@@ -99,3 +100,11 @@ def test_partial_nodes_are_calls_too(compose):
 def test_a_moved_key_says_its_new_name(script):
     said = script("train", "model=rnn", "model.init_from=latest").stderr
     assert "model.init_from: no such key any more; it is finetune.init_from now" in said
+
+
+def test_a_removed_key_is_ignored_in_an_older_config_and_explained_on_the_command_line(compose, script):
+    today = compose("model=rnn", "data=text")
+    older_config = OmegaConf.create({**plain(today), "data": {**plain(today)["data"], "in_memory_mb": 16}})
+    assert plain(upgrade(older_config)) == plain(today)
+    said = script("train", "model=rnn", "data=text", "data.in_memory_mb=0").stderr
+    assert re.search(r"data.in_memory_mb: no such key any more: .* mapped from the cache; leave it out", said)

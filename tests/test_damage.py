@@ -417,10 +417,11 @@ def test_messages_keep_their_own_lines_only(monkeypatch):
 
 def test_names_of_a_run_are_shown_as_they_are(compose, stopped, capsys, monkeypatch):
     path = stopped.directory / "config.yaml"
-    monkeypatch.setattr("quartet.commands.evaluate.measure", lambda *_: {f"val/{EVIL}": 0.5})
+    monkeypatch.setattr("quartet.inference.parts.measure", lambda *_: {f"val/{EVIL}": 0.5})
     from quartet.commands.evaluate import report
 
-    report(str(stopped.directory), "val")
+    settings = OmegaConf.load(PROJECT / "conf" / "evaluate.yaml")
+    report(OmegaConf.merge(settings, {"run": str(stopped.directory), "split": "val"}))
     assert f"val/{SHOWN}" in capsys.readouterr().out
     path.write_text(path.read_text().replace("_target_: quartet.models.mlp.MLP", f"_target_: {json.dumps(EVIL)}"))
     with pytest.raises(ValueError) as error:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from quartet import config_groups, trust, typed
-from quartet.config import MOVED
+from quartet.config import MOVED, REMOVED
 from quartet.config_groups import CONF
 from quartet.run import error_text, outputs, sweep_command
 from quartet.say import printable
@@ -297,6 +297,8 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
     for key, _ in pairs:
         if key not in choices and key not in keys and not key.startswith("hydra"):
             moved = f" any more; it is {MOVED[key]} now" if key in MOVED else ""
+            if key in REMOVED:
+                moved = f" any more: {REMOVED[key]}; leave it out"
             yield f"{key}: no such key{moved or _where_it_exists(key) or _suggestion(key, sorted(keys))}"
 
     # 4. several values without a sweep

@@ -36,7 +36,7 @@ GROUPS = ("data", "model", "task", "optimizer", "scheduler", "trainer")  # one n
 SEVERAL = ("callbacks", "logger")  # a node for each name, or null
 HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 
-# keys of older configs, and where they are now; null: nothing reads them any more
+# keys of older configs, and where they are now
 MOVED = {
     "model.accepts": "pairing.accepts",
     "model.window_order": "pairing.window_order",
@@ -56,6 +56,9 @@ MOVED = {
     "trainer.max_restarts": "workers.max_restarts",
     "trainer.rendezvous": "workers.rendezvous",
 }
+
+# keys of older configs that decide nothing any more, and why
+REMOVED = {"data.in_memory_mb": "a text of any size is mapped from the cache"}
 
 # parts that older configs name, and where they are now: a module, or one thing in it
 RENAMED: dict[str, str] = {
@@ -149,7 +152,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def upgrade(config: DictConfig) -> DictConfig:
-    """Move keys of an older config to their present places, in place, and add the nodes that it does not have."""
+    """Move or remove keys of an older config, in place, and add the nodes that it does not have."""
     with open_dict(config):
         if missing := [key for key in ADDED if key not in config]:
             defaults: Any = OmegaConf.load(PROJECT / "conf" / "train.yaml")
@@ -165,7 +168,8 @@ def upgrade(config: DictConfig) -> DictConfig:
             if value is not None:
                 OmegaConf.update(config, new, value, force_add=True)
         if isinstance(config.get("data"), DictConfig):
-            config.data.pop("recipe", None)
+            for key in ("data.recipe", *REMOVED):
+                config.data.pop(key.removeprefix("data."), None)
         _rename_targets(config)
     return config
 

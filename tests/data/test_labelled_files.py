@@ -291,22 +291,6 @@ def test_labels_that_are_equal_numbers_are_said(write, tmp_path, capsys):
     assert "the labels 01, 1 are equal numbers and count as 1" in capsys.readouterr().out
 
 
-def test_each_file_of_a_corpus_has_its_own_encoding(tmp_path):
-    from quartet.data.text.files import Reading
-
-    (tmp_path / "a.txt").write_bytes("很好的书籍，中文文本".encode("gb18030"))
-    (tmp_path / "b.txt").write_bytes("很好的书籍".encode())
-    reading = Reading("auto", None)
-    assert (
-        reading.read(str(tmp_path / "a.txt")).startswith("很好")
-        and reading.read(str(tmp_path / "b.txt")) == "很好的书籍"
-    )
-    with pytest.raises(
-        ValueError, match=r"it decodes cleanly as gb18030: data.encoding=gb18030, or data.encoding=auto"
-    ):
-        Reading("utf-8", None).read(str(tmp_path / "a.txt"))
-
-
 def test_labelled_texts_and_their_twins_in_other_formats(tmp_path):
     import pandas as pd
 

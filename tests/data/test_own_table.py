@@ -406,9 +406,7 @@ def test_files_that_cannot_be_opened(tmp_path, monkeypatch):
         ready(tmp_path)
     os.mkfifo(tmp_path / "pipe.csv")
     for path in (tmp_path / "pipe.csv", "/dev/zero"):
-        with pytest.raises(
-            ValueError, match=r"is not a regular file; data.path must be a CSV, JSON Lines or Parquet file"
-        ):
+        with pytest.raises(ValueError, match=r"is not a regular file; name a CSV, JSON Lines or Parquet file"):
             ready(path)
     with pytest.raises(ValueError, match="begins like Parquet but is not, or it is damaged"):
         (tmp_path / "own.pq").write_bytes(b"PAR1 and nothing")

@@ -11,7 +11,8 @@ from typing import Any
 
 from quartet.data.base import is_left_behind, user_path
 from quartet.data.csv_text import Format
-from quartet.data.records import SUFFIXES, Records, opened
+from quartet.data.opening import open_file
+from quartet.data.records import SUFFIXES, Records
 from quartet.data.splits import listed
 from quartet.data.streaming import stream_records
 
@@ -51,7 +52,7 @@ def read_records_in_blocks(source: str, how: Format) -> Iterator[Records]:
     if source == STDIN:
         yield from _named("standard input", stream_records(sys.stdin.buffer, "", how))
         return
-    with opened(source, "input") as file:
+    with open_file(source, "a CSV, JSON Lines or Parquet file", "input") as file:
         yield from _named(source, stream_records(file, source, how))
 
 

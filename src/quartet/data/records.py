@@ -11,14 +11,12 @@ import json
 import math
 import os
 import re
-import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +25,7 @@ from pyarrow import compute, parquet
 from quartet.data import encodings
 from quartet.data.base import user_path
 from quartet.data.csv_text import HEAD, Format, read_csv
+from quartet.data.opening import open_file
 from quartet.data.splits import PART_NAMES, SPLITS, listed
 from quartet.say import say
 
@@ -108,7 +107,8 @@ def read_records(path: str | None, how: Format) -> Records:
     files = find_files(path)
     found, digest = [], hashlib.sha256()
     for part, place in files.items():
-        content = read_bytes(place)
+        with open_file(place, "a CSV, JSON Lines or Parquet file") as file:
+            content = file.read()
         digest.update(content)
         try:
             records = read_file(place, content, how)
@@ -167,31 +167,6 @@ def find_files(path: str) -> dict[str | None, str]:
         f"{path} has no train.csv, train.tsv, train.jsonl or train.parquet ({listed(tables) or 'no such files at all'}); "
         "name the training file so, beside it val (or dev, valid, validation) and test, or give one file as data.path"
     )
-
-
-@contextmanager
-def opened(path: str, key: str = "data.path") -> Iterator[BinaryIO]:
-    """A user's file, named by the setting `key`; what is wrong with it is an error of one line."""
-    place = user_path(path)
-    try:
-        if not stat.S_ISREG(os.stat(place).st_mode):  # a pipe or a device may never end
-            raise ValueError(f"{path} is not a regular file; {key} must be a CSV, JSON Lines or Parquet file")
-        file = open(place, "rb")  # noqa: SIM115 (closed below)
-    except FileNotFoundError:
-        near: list[str] = []
-        with suppress(OSError):
-            near = get_close_matches(os.path.basename(place), os.listdir(os.path.dirname(place) or "."), n=1)
-        hint = f"did you mean {os.path.join(os.path.dirname(path), near[0])}?" if near else ""
-        raise FileNotFoundError(f"{path} does not exist; {hint or f'{key} is relative to where you are'}") from None
-    except PermissionError:
-        raise PermissionError(f"no permission to read {path}; ask its owner, or allow it: chmod +r '{path}'") from None
-    with file:
-        yield file
-
-
-def read_bytes(path: str) -> bytes:
-    with opened(path) as file:
-        return file.read()
 
 
 def read_file(path: str, content: bytes, how: Format) -> Records:

@@ -81,8 +81,9 @@ def test_snippets_are_labelled_by_package_and_grouped_by_file(library):
     }
 
 
-def test_nearly_empty_snippets_are_dropped():
-    assert sources.snippets("a\n\n\n \nb\nc\nd\n\n", 4) == ["b\nc\nd\n"]
+def test_nearly_empty_snippets_are_dropped(library):
+    library(one__a_py="a\n\n\n \nb\nc\nd\n\n")
+    assert [row.text for row in StandardLibraryTopics(packages=["one"], lines=4).rows()] == ["b\nc\nd\n"]
 
 
 def test_a_missing_package_is_named_with_the_rest_to_take(library):
@@ -120,7 +121,7 @@ def test_a_path_is_read_as_it_is(tmp_path):
     assert source.documents() == [Document("shakespeare", TEXT.decode())]
 
 
-def test_a_path_that_is_no_file_is_an_error(tmp_path):
+def test_a_path_that_is_not_a_file_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data.path=.*none.txt is not a file"):
         Shakespeare(path=str(tmp_path / "none.txt"), download=True).documents()
 
@@ -179,29 +180,29 @@ def test_a_download_onto_a_full_disk(network, monkeypatch, tmp_path):
 # the fingerprint
 
 
-def test_the_fingerprint_sees_every_border_and_any_character():
+def test_the_fingerprint_sees_where_texts_end_and_any_character():
     assert sources.fingerprint(["ab", "c"]) != sources.fingerprint(["a", "bc"])
     assert sources.fingerprint(["a"]) != sources.fingerprint(["a", ""])
     assert sources.fingerprint(["\ud800"]) == sources.fingerprint(["\ud800"]) != sources.fingerprint(["?"])
 
 
-# pieces
+# chunks
 
 
 @given(text=st.text(alphabet="ab \n\t天", max_size=200), size=st.integers(1, 30))
-def test_pieces_are_the_text_and_no_longer_than_asked(text, size):
-    pieces = list(sources.cut(text, size))
-    assert "".join(pieces) == text
-    assert all(0 < len(piece) <= size for piece in pieces)
+def test_chunks_are_the_text_and_no_longer_than_asked(text, size):
+    chunks = list(sources.split_text(text, size))
+    assert "".join(chunks) == text
+    assert all(0 < len(chunk) <= size for chunk in chunks)
 
 
-def test_pieces_end_at_line_ends_or_before_spaces():
-    assert list(sources.cut("one two\nthree four\n\nfive", 15)) == ["one two\n", "three", " four\n\nfive"]
-    assert list(sources.cut("abcdefgh", 3)) == ["abc", "def", "gh"]
+def test_chunks_end_at_line_ends_or_before_spaces():
+    assert list(sources.split_text("one two\nthree four\n\nfive", 15)) == ["one two\n", "three", " four\n\nfive"]
+    assert list(sources.split_text("abcdefgh", 3)) == ["abc", "def", "gh"]
 
 
-def test_a_document_in_memory_knows_its_length_spans_and_pieces(monkeypatch):
+def test_a_document_in_memory_knows_its_length_spans_and_chunks():
     document = Document("a", "0123456789")
     assert len(document) == 10
     assert document.span(2, 5) == Document("a[2:5]", "234")
-    assert list(document.pieces()) == ["0123456789"]
+    assert list(document.chunks()) == ["0123456789"]

@@ -20,12 +20,10 @@ from quartet.data.text import files as text_files
 from quartet.data.text import tokenizers
 from quartet.data.text.language_modeling import (
     LanguageModelingData,
-    MappedWindows,
     OwnText,
     Windows,
     contiguous,
-    limited,
-    sample,
+    sample_chunks,
     shakespeare,
     shuffled_windows,
     split_documents,
@@ -289,48 +287,63 @@ def write(tmp_path, monkeypatch):
 
 def own(path, **settings) -> OwnText:
     values = {
-        "path": str(path), "encoding": "utf-8", "normalize": None, "suffixes": [".txt"], "in_memory_mb": 16,
+        "path": str(path), "encoding": "utf-8", "normalize": None, "suffixes": [".txt"],
         "eval_mb": None, "tokenizer": "bpe", "vocab_size": 300, "context_length": 8, "order": "shuffled",
     }  # fmt: skip
     return OwnText(**{**values, **COMMON, **settings})
 
 
 LINES = "".join(f"line {i} of many, {i * i} and naïve 天地 {i**3}.\r\n{chr(10) * (i % 3)}" for i in range(400))
-CORPORA = {"one file": {"a": LINES}, "documents": {f"d{i}": LINES[100 * i :] for i in range(12)}}
 
 
-@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("documents", [1, 12])
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "word", "bpe"])
-def test_a_mapped_text_is_the_same_as_one_in_memory(write, monkeypatch, corpus, tokenizer):
-    monkeypatch.setattr(text_files, "BLOCK", 3001)  # bytes: many blocks, characters across their borders
-    folder = write(**CORPORA[corpus])
-    held, mapped = (ready(own(folder, tokenizer=tokenizer, in_memory_mb=mb)) for mb in (16, 0))
-    assert not held.corpus.documents[0].name.startswith("/") and mapped.corpus.in_memory is False
-    assert held.ids == mapped.ids and held.preprocessing() == mapped.preprocessing()
-    for part in ("train", "val", "test"):
-        a, b = held.datasets[part], mapped.datasets[part]
-        assert type(b) is MappedWindows
-        assert a.stream.tolist() == b.stream.tolist()  # type: ignore[attr-defined]
-    for a, b in zip(held.train_dataloader(), mapped.train_dataloader(), strict=True):
+def test_files_give_the_same_as_documents_in_memory(write, monkeypatch, documents, tokenizer):
+    monkeypatch.setattr(text_files, "BLOCK", 3001)  # bytes: many blocks, and characters that are in two of them
+    texts = {f"d{i:02}": LINES[100 * i :] for i in range(documents)}
+    files = ready(own(write(**texts), tokenizer=tokenizer))
+    held = [Document(f"{name}.txt", text.replace("\r\n", "\n")) for name, text in texts.items()]
+    memory = ready(language_model(held, tokenizer=tokenizer))
+    assert files.ids == memory.ids and files.spec == memory.spec
+    assert files.preprocessing()["tokenizer"] == memory.preprocessing()["tokenizer"]
+    for a, b in zip(files.train_dataloader(), memory.train_dataloader(), strict=True):
         assert torch.equal(a["inputs"]["tokens"], b["inputs"]["tokens"]) and torch.equal(a["target"], b["target"])
-    assert held.report()["parts"] == mapped.report()["parts"]
+    assert files.report()["parts"] == memory.report()["parts"]
 
 
-def test_a_small_text_leaves_no_cache_and_a_large_one_is_tokenised_once(write, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("source", ["files", "memory"])
+def test_a_text_is_tokenised_once(write, tmp_path, monkeypatch, capsys, source):
     folder = write(a=LINES)
-    ready(own(folder))
-    assert not (tmp_path / "cache").exists()
-    first = ready(own(folder, in_memory_mb=0))
-    assert "first use of" in capsys.readouterr().out
+
+    def data():
+        return ready(own(folder) if source == "files" else language_model(tokenizer="bpe"))
+
+    first = data()
     files = sorted(path.name for path in (tmp_path / "cache" / "text").iterdir())
     kinds = sorted(name.partition(".")[2] for name in files if not name.endswith(".size"))
-    assert kinds == ["lengths", "tokenizer", *["tokens"] * 3]
+    assert kinds == ["lengths"] * (source == "files") + ["tokenizer", *["tokens"] * 3]
     monkeypatch.setattr(tokenizers.BytePairTokenizer, "_encode", None)  # nothing is encoded any more
     monkeypatch.setattr(tokenizers, "fit", None)
-    again = ready(own(folder, in_memory_mb=0))
-    assert again.preprocessing() == first.preprocessing()
+    assert data().preprocessing() == first.preprocessing()
     assert sorted(path.name for path in (tmp_path / "cache" / "text").iterdir()) == files
     assert "first use of" not in capsys.readouterr().out
+
+
+def test_a_long_text_says_what_takes_so_long(write, monkeypatch, capsys):
+    monkeypatch.setattr("quartet.data.text.language_modeling.LONG", 10_000)  # characters: train has more, val has not
+    folder = write(a=LINES)
+    for n_said in (2, 0):
+        ready(own(folder))
+        said = capsys.readouterr().out.splitlines()
+        assert len([line for line in said if "corpus: a.txt[0:" in line and "minutes, once" in line]) == n_said
+
+
+def test_documents_of_one_name_keep_their_own_tokens(write):
+    """Names are for people: what is cached under a name alone would mix these up."""
+    write()
+    data = ready(language_model([Document("same", document.text) for document in DOCUMENTS]))
+    streams = {part: data.tokenizer.decode(data.datasets[part].stream.tolist()) for part in ("val", "test")}  # type: ignore[attr-defined]
+    assert streams["val"] != streams["test"]
 
 
 @pytest.mark.parametrize(
@@ -344,20 +357,20 @@ def test_a_small_text_leaves_no_cache_and_a_large_one_is_tokenised_once(write, t
     ],
 )
 def test_what_matters_for_the_tokens_makes_others(write, tmp_path, settings):
-    folder = write(a=LINES)
-    ready(own(folder, in_memory_mb=0))
+    folder = write(a=f"ﬁne {LINES}")
+    ready(own(folder))
     before = set((tmp_path / "cache" / "text").glob("*.tokens"))
-    ready(own(folder, in_memory_mb=0, **settings))
+    ready(own(folder, **settings))
     assert set((tmp_path / "cache" / "text").glob("*.tokens")) > before
 
 
 def test_changed_content_is_seen(write):
     folder = write(a=LINES)
-    first = ready(own(folder, in_memory_mb=0))
+    first = ready(own(folder))
     write(a=LINES.replace("naïve", "simple"))
-    changed = ready(own(folder, in_memory_mb=0))
+    changed = ready(own(folder))
     assert "simple" in changed.tokenizer.decode(changed.datasets["val"].stream.tolist())  # type: ignore[attr-defined]
-    restored = own(folder, in_memory_mb=0)
+    restored = own(folder)
     restored.restore(first.preprocessing())
     with pytest.raises(ValueError, match="the data have changed since the run"):
         restored.setup()
@@ -365,60 +378,65 @@ def test_changed_content_is_seen(write):
 
 def test_a_restored_module_maps_the_same_tokens_with_and_without_the_cache(write, tmp_path):
     folder = write(a=LINES)
-    first = ready(own(folder, in_memory_mb=0))
+    first = ready(own(folder))
     for _ in range(2):
-        restored = own(folder, in_memory_mb=0)
+        restored = own(folder)
         restored.restore(json.loads(json.dumps(first.preprocessing())))
         stream = ready(restored).datasets["test"].stream.tolist()  # type: ignore[attr-defined]
         assert stream == first.datasets["test"].stream.tolist()  # type: ignore[attr-defined]
         shutil.rmtree(tmp_path / "cache")
 
 
-def test_a_mapped_stream_is_never_moved_as_a_whole(write):
-    data = ready(own(write(a=LINES), in_memory_mb=0))
-    windows = data.datasets["train"]
-    moved = windows.to(torch.device("meta"))  # stands for a GPU
-    assert moved.stream.device.type == "cpu"  # type: ignore[attr-defined]
-    batch = moved.gather(torch.arange(2))
+@pytest.mark.parametrize("limit", [0, 2**28])
+def test_a_stream_is_copied_to_an_accelerator_if_it_is_small(write, monkeypatch, limit):
+    monkeypatch.setattr("quartet.data.text.language_modeling.ON_DEVICE", limit)  # bytes
+    windows = ready(own(write(a=LINES))).datasets["train"].to(torch.device("meta"))  # stands for a GPU
+    assert windows.stream.device.type == ("meta" if limit else "cpu")  # type: ignore[attr-defined]
+    batch = windows.gather(torch.arange(2))
     assert {x.device.type for x in (batch["inputs"]["tokens"], batch["target"], batch["index"])} == {"meta"}
 
 
 def test_pages_are_given_back_and_come_again(write, monkeypatch):
     monkeypatch.setattr("quartet.data.text.language_modeling.FORGET_AFTER", 2)
-    windows = ready(own(write(a=LINES), in_memory_mb=0)).datasets["train"]
+    windows = ready(own(write(a=LINES))).datasets["train"]
     ids = torch.arange(3)
     first, *others = (windows.gather(ids)["target"] for _ in range(5))
     assert all(torch.equal(first, other) for other in others)
 
 
 def test_large_vocabularies_take_wider_numbers(write):
-    data = own(write(a=LINES), in_memory_mb=0, vocab_size=70_000, tokenizer="word")
+    data = own(write(a=LINES), vocab_size=70_000, tokenizer="word")
     data.reuse({"tokenizer": {"kind": "word", "pieces": [*map(str, range(70_000)), "line"]}})
     assert ready(data).datasets["train"].stream.dtype is torch.int32  # type: ignore[attr-defined]
     assert 70_003 in data.datasets["train"].stream.tolist()  # type: ignore[attr-defined]
 
 
-def test_val_and_test_of_a_large_text_are_limited():
-    split = Split([0.8, 0.1, 0.1], 0)
-    assert limited(split, 10_000_000, None) is split and limited(split, 10_000_000, 1) is split
-    assert limited(split, 100_000_000, 1).shares == pytest.approx([0.98, 0.01, 0.01])
+def test_val_and_test_of_a_large_text_are_limited(write):
+    folder = write(a="0123456789" * 1000)
+
+    def lengths(eval_mb):
+        parts, _ = own(folder, eval_mb=eval_mb).read()
+        return [len(parts[part][0]) for part in ("train", "val", "test")]
+
+    assert lengths(None) == lengths(0.001) == [8000, 1000, 1000]
+    assert lengths(0.0001) == [9800, 100, 100]
 
 
 def test_a_sample_is_spread_evenly_and_bounded(monkeypatch):
-    monkeypatch.setattr("quartet.data.text.sources.PIECE", 10)
+    monkeypatch.setattr("quartet.data.text.sources.CHUNK", 10)
     documents = [Document(f"{i}", f"{i} 345678\n" * 10) for i in range(10)]  # 900 characters
-    assert "".join(sample(documents, 10_000)) == "".join(document.text for document in documents)
-    some = list(sample(documents, 300))
+    assert "".join(sample_chunks(documents, 10_000)) == "".join(document.text for document in documents)
+    some = list(sample_chunks(documents, 300))
     assert 250 <= sum(map(len, some)) <= 400
-    assert {piece[0] for piece in some} == set("0123456789")
+    assert {chunk[0] for chunk in some} == set("0123456789")
 
 
 @pytest.mark.parametrize("kind", ["char", "byte", "word", "bpe"])
-def test_pieces_give_the_tokens_of_the_whole(kind, monkeypatch):
-    monkeypatch.setattr("quartet.data.text.sources.PIECE", 50)
+def test_chunks_give_the_tokens_of_the_whole(kind, monkeypatch):
+    monkeypatch.setattr("quartet.data.text.sources.CHUNK", 50)
     text = "def f(x):\n    return x  # it's\n\n\n" * 9 + "one two  three\tfour \n five'll\n" * 9
     tokenizer = tokenizers.fit(kind, [text], 300)
-    blocks = token_blocks(tokenizer, [Document("a", text), Document("b", ""), Document("c", "x")])
+    blocks = token_blocks(tokenizer, [Document("a", text), Document("b", ""), Document("c", "x")], "int32")
     ids = [i for block in blocks for i in block.tolist()]
     eos = tokenizer.eos_id
     assert ids == [*tokenizer.encode(text), eos, eos, *tokenizer.encode("x"), eos]
@@ -427,17 +445,15 @@ def test_pieces_give_the_tokens_of_the_whole(kind, monkeypatch):
 def test_repeated_and_empty_documents_are_dropped_and_counted(write):
     texts = {f"d{i}": LINES[100 * i :] for i in range(12)}
     folder = write(**texts, repeated=texts["d3"].replace("\r\n", "\n"), empty="")
-    for mb in (16, 0):
-        data = ready(own(folder, in_memory_mb=mb))
-        assert sum(map(len, data.ids.values())) == 12
-        notes = data.report()["notes"]
-        assert "1 repeated documents dropped" in notes and "1 empty documents dropped" in notes
+    data = ready(own(folder))
+    assert sum(map(len, data.ids.values())) == 12
+    notes = data.report()["notes"]
+    assert "1 repeated documents dropped" in notes and "1 empty documents dropped" in notes
 
 
 def test_a_text_too_short_names_the_file(write):
-    for mb in (16, 0):
-        with pytest.raises(ValueError, match=r"^/.*/corpus: a.txt\[0:4\] has 5 tokens.*smaller data.context_length"):
-            own(write(a="short"), in_memory_mb=mb, tokenizer="char").setup()
+    with pytest.raises(ValueError, match=r"^/.*/corpus: a.txt\[0:4\] has 5 tokens.*smaller data.context_length"):
+        own(write(a="short"), tokenizer="char").setup()
 
 
 CHINESE = (

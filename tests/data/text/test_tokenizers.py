@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quartet.data.text import tokenizers
-from quartet.data.text.tokenizers import KINDS
+from quartet.data.text.tokenizers import KINDS, SPLITTERS
 
 TEXTS = [
     "def attend(q, k):\n    return q @ k  # scores\n\n\n" * 5,
@@ -56,11 +56,11 @@ def test_no_text_crashes_and_lone_surrogates_become_question_marks(kind, text):
 @given(text=any_text)
 @settings(deadline=None)
 def test_word_pieces_are_the_text_without_gaps(text):
-    assert "".join(tokenizers._WORD.findall(text)) == text
+    assert "".join(SPLITTERS["word"](text)) == text
 
 
 def test_words_keep_the_space_before_them_and_ideographs_stand_alone():
-    pieces = tokenizers._WORD.findall("a cat  sat.\n 天地 x_1")
+    pieces = SPLITTERS["word"]("a cat  sat.\n 天地 x_1")
     assert pieces == ["a", " cat", " ", " sat", ".", "\n", " ", "天", "地", " x_1"]
 
 
@@ -109,7 +109,7 @@ def test_plain_json_makes_the_same_tokenizer(tokenizer):
 
 
 def test_many_at_once_is_one_by_one(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokenizers, "_GROUP", 3)  # four texts: more than one group
+    monkeypatch.setattr(tokenizers, "GROUP", 3)  # four texts: more than one group
     assert tokenizer.encode_many(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
     assert tokenizer.encode_many([]) == []
     assert tokenizer.encode("") == []
@@ -127,7 +127,7 @@ def test_ids_decode_as_they_come():
 
 
 def test_byte_pairs_know_each_byte_of_utf8_and_no_more():
-    shown = tokenizers._shown_bytes()
+    shown = tokenizers.byte_alphabet()
     assert list(shown.values()) == sorted({*range(0x80), *range(0x80, 0xC0), *range(0xC2, 0xF5)})
     assert len(set(shown)) == 243
 

@@ -31,8 +31,8 @@ from quartet.data.splits import (
     listed,
     parts_from_column,
 )
-from quartet.data.text.examples import TEXT_SUFFIXES, stream_texts
-from quartet.data.text.files import Reading
+from quartet.data.text.examples import TEXT_SUFFIXES, USUAL_TEXT, stream_texts
+from quartet.data.text.files import TextEncoding
 from quartet.data.text.language_modeling import TextData, padded
 from quartet.data.text.sources import LabelledSource, LabelledText, fingerprint
 from quartet.say import say
@@ -40,7 +40,7 @@ from quartet.say import say
 EXAMPLE = 100  # characters of a text shown in the report
 BUCKET = 20  # batches whose texts are sorted by length together
 USUAL = {  # names that settle which column is which
-    "text": ("text", "sentence", "review", "content", "comment", "document", "message", "tweet", "body"),
+    "text": USUAL_TEXT,
     "label": ("label", "labels", "class", "category", "target", "sentiment", "topic", "y"),
 }
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -99,13 +99,9 @@ class TextClassificationData(TextData):
         counts = Counter(row.label for row in train)
         # numbers in their order, then names in that of the alphabet
         classes = sorted(counts, key=lambda label: (float(label) if NUMBER.fullmatch(label) else float("inf"), label))
+        sizes = {"vocab_size": tokenizer.vocab_size, "context_length": self.context_length}
         spec = Spec(
-            sizes={
-                "vocab_size": tokenizer.vocab_size,
-                "context_length": self.context_length,
-                "n_classes": len(classes),
-                "pad_id": tokenizer.pad_id,
-            },
+            sizes={**sizes, "n_classes": len(classes), "pad_id": tokenizer.pad_id},
             classes=tuple(classes),
             class_counts=tuple(counts[label] for label in classes),
             token_bytes=tokenizer.byte_counts,
@@ -119,21 +115,22 @@ class TextClassificationData(TextData):
     def encode_split(self, examples: list[LabelledText]) -> PaddedTexts:
         rows = self.tokenizer.encode_many([row.text for row in examples])
         lengths = torch.tensor([len(ids) for ids in rows], dtype=torch.int64)
+        tokens = padded([ids[: self.context_length] for ids in rows], self.tokenizer.pad_id)
         place = {label: i for i, label in enumerate(self.classes)}
         target = torch.tensor([place[row.label] for row in examples], dtype=torch.int64)
-        return PaddedTexts(self._padded(rows), lengths, target)
+        return PaddedTexts(tokens, lengths, target)
 
     def encode(self, examples: Sequence[str]) -> dict[str, Tensor]:
         """The first T tokens of each text, (N, ≤ T), padded at the end. ValueError for a text that is None."""
         if any(text is None for text in examples):
             raise ValueError("the text is missing")
-        examples = list(examples)
-        return {"tokens": self._padded(self.tokenizer.encode_many(examples)).long()}
+        rows = [ids[: self.context_length] for ids in self.tokenizer.encode_many(list(examples))]
+        return {"tokens": padded(rows, self.tokenizer.pad_id).long()}
 
     def examples(self, source: str) -> Iterator[Examples]:
         files = self.new_files(source)
-        how = files.format(dict.fromkeys(("text",), files.text))
-        yield from stream_texts(source, Reading("auto", None), list(TEXT_SUFFIXES), how, files.text_and_label)
+        how = files.format({"text": files.text})
+        yield from stream_texts(source, TextEncoding("auto", None), list(TEXT_SUFFIXES), how, files.text_and_label)
 
     def targets(self, labels: Sequence[str | None]) -> np.ndarray:
         """As in training, where equal numbers are one class: 1.0 is 1."""
@@ -176,9 +173,6 @@ class TextClassificationData(TextData):
 
     def describe_samples(self, part: str, places: Sequence[int]) -> list[str]:
         return [self._rows[part][i].text[:EXAMPLE] for i in places]
-
-    def _padded(self, rows: list[list[int]]) -> Tensor:
-        return padded([ids[: self.context_length] for ids in rows], self.tokenizer.pad_id)
 
     def train_order(self) -> Order:
         texts: Any = self.datasets["train"]
@@ -289,16 +283,16 @@ class LabelledFiles:
             records = records.take(np.flatnonzero(full))
         self.records = records
         # 3. clean texts, labels, parts and groups
-        reading = Reading("utf-8", None)
+        clean = TextEncoding("utf-8", None).clean
         cells: dict[str, list[Any]] = {key: records.cells[name].to_pylist() for key, name in self.found.items()}
-        texts = [reading.clean(text.replace("\r\n", "\n").replace("\r", "\n")) for text in cells["text"]]
+        texts = [clean(text.replace("\r\n", "\n").replace("\r", "\n")) for text in cells["text"]]
         parts: list[Any] = records.parts or [None] * len(records)
         if "split_column" in cells:
             parts = parts_from_column(cells["split_column"], str(self.path), where=records.where)
         folder = [] if records.parts is None else [str(self.path)]
         places = [os.path.join(*folder, records.path if not folder else name) for name in records.files]
         rows = [
-            LabelledText(text, reading.clean(label).strip(), group, part, f"{place}, row {number}", row)
+            LabelledText(text, clean(label).strip(), group, part, f"{place}, row {number}", row)
             for row, text, label, group, part, place, number in zip(
                 range(len(records)),
                 texts,
@@ -403,15 +397,13 @@ def unique_texts(rows: list[LabelledText]) -> tuple[list[LabelledText], list[str
     duplicates = check_duplicates(words, [row.part for row in rows])
     labels_of = Counter(text for text, _ in {(text, row.label) for text, row in zip(words, rows, strict=True)})
     n_conflicts = sum(n > 1 for n in labels_of.values())
-    notes = {
-        f"{len(duplicates.repeated)} repeated texts dropped": len(duplicates.repeated),
-        f"{len(duplicates.overlapping)} texts dropped from train or val that the given test or val holds too": len(
-            duplicates.overlapping
-        ),
-        f"{n_conflicts} texts stand with more than one label; the first that is kept counts": n_conflicts,
+    counts = {
+        "repeated texts dropped": len(duplicates.repeated),
+        "texts dropped from train or val that the given test or val holds too": len(duplicates.overlapping),
+        "texts stand with more than one label; the first that is kept counts": n_conflicts,
     }
     left_out = duplicates.left_out
-    return [row for i, row in enumerate(rows) if i not in left_out], [note for note, n in notes.items() if n]
+    return [row for i, row in enumerate(rows) if i not in left_out], [f"{n} {note}" for note, n in counts.items() if n]
 
 
 class PaddedTexts(Samples):

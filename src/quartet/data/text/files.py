@@ -1,13 +1,12 @@
-"""The user's text files: found, decoded, cleaned; where they are large read in pieces, and what is made of them cached.
+"""The user's text files: found, decoded and cleaned, block by block.
 
-A file is never held as a whole unless it is small: it is decoded in blocks of about 1 MB, each cleaned for itself. What
-takes minutes to make (the length of every document, the tokenizer, the tokens) is kept in the cache.
+A file is never held as a whole: it is decoded in blocks of about 1 MB, each cleaned by itself. The length of every text
+takes a pass over all of them and is kept in the cache.
 """
 
 from __future__ import annotations
 
 import codecs
-import difflib
 import fnmatch
 import glob
 import hashlib
@@ -15,169 +14,126 @@ import io
 import json
 import os
 import re
-import stat
 import unicodedata
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from quartet.data import encodings
 from quartet.data.base import is_left_behind, user_path
 from quartet.data.cache import Cache
-from quartet.data.text.sources import PIECE, AnyDocument, Document, border, cut
+from quartet.data.opening import open_file
+from quartet.data.text.sources import CHUNK, Document, find_split_point, split_text
 from quartet.say import say
 
 BLOCK = 2**20  # bytes decoded at a time
 TOKENS = Cache("text", version=2, room="about half the size of the text")  # version: of reading, cleaning, encoding
-AUTO = "auto"  # encoding: found for each file
+AUTO = "auto"  # the encoding is detected for each file
 FORMS = (None, "NFC", "NFKC", "NFD", "NFKD")  # Unicode normalisations
 LEGACY = "latin-1 or cp1252 (Western), cp1251 (Cyrillic), gb18030 (Chinese), shift_jis (Japanese), utf-16"
 
 _LINE_END = re.compile("[\x0b\x0c\x85\u2028\u2029]")  # besides \r\n and \r
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")  # all but \n and \t, and byte order marks inside a text
+_announced: set[str] = set()  # files whose detected encoding was printed: each is read several times
+
+
+# decoding and cleaning
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How bytes become text: the encoding, never with a replacement, and the Unicode normalisation.
+class TextEncoding:
+    """How bytes become text: strictly decoded, and normalised.
 
-    The encoding "auto" is that of each file: UTF-8, else the one that `encodings` finds, which is reported. Every line end
-    becomes \\n; other control characters but \\t are removed. ValueError where a setting is unknown.
+    The encoding "auto" is detected for each file: UTF-8, else the most likely one, which is printed. Every line end becomes
+    \\n; other control characters but \\t are removed. ValueError for an unknown setting.
     """
 
     encoding: str
     normalize: str | None
 
     def __post_init__(self):
-        if self.encoding != AUTO and not _is_text_encoding(self.encoding):
+        try:
+            is_known = self.encoding == AUTO or "a".encode(self.encoding).decode(self.encoding) == "a"
+        except (LookupError, UnicodeError):
+            is_known = False
+        if not is_known:
             raise ValueError(f"data.encoding={self.encoding} is not a text encoding; examples: utf-8, {LEGACY}")
         if self.normalize not in FORMS:
             raise ValueError(f"data.normalize must be null, NFC, NFKC, NFD or NFKD, not {self.normalize!r}")
 
     def blocks(self, path: str) -> Iterator[str]:
-        """The clean text of a file in blocks of about 1 MB, cut where no tokenizer joins anything."""
+        """The clean text of a file in blocks of about 1 MB, split where no tokenizer joins anything."""
         rest = ""
-        for block in self.decoded(path):
+        for block in self.decode(path):
             rest += block
             if len(rest) > BLOCK // 8:
-                end = border(rest, 0, len(rest) - 1)
+                end = find_split_point(rest, 0, len(rest) - 1)
                 yield self.clean(rest[:end])
                 rest = rest[end:]
         yield self.clean(rest)
-
-    def read(self, path: str) -> str:
-        return "".join(self.blocks(path))
 
     def clean(self, text: str) -> str:
         text = _CONTROL.sub("", _LINE_END.sub("\n", text))
         return unicodedata.normalize(self.normalize, text) if self.normalize else text  # type: ignore[arg-type]
 
-    def decoded(self, path: str) -> Iterator[str]:
-        """Blocks of text with \\n for \\r\\n and \\r; errors name the file and the byte."""
-        encoding = self._found(path) if self.encoding == AUTO else self.encoding
-        with opened(path) as file:
-            position = _start(file, path, encoding)
+    def decode(self, path: str) -> Iterator[str]:
+        """Blocks of text with \\n for \\r\\n and \\r. Raises ValueError with the file, the byte and a remedy."""
+        encoding = detect_encoding(path) if self.encoding == AUTO else self.encoding
+        is_utf8 = codecs.lookup(encoding).name == "utf-8"
+        with open_file(path, "a text file") as file:
+            # 1. refuse what is not text; skip the byte order mark of UTF-8
+            head = file.read(BLOCK)
+            if is_utf8 and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise ValueError(f"{path} begins like UTF-16; read it so: data.encoding=utf-16")
+            if b"\0" in head and "\0".encode(encoding) == b"\0":
+                raise ValueError(
+                    f"{path} is not text: a NUL byte at position {head.index(0)}; name a text file, or its data.encoding"
+                )
+            position = 3 if is_utf8 and head.startswith(codecs.BOM_UTF8) else 0
+            file.seek(position)
+            # 2. decode; the bytes of a character may be in two blocks
             decoder = codecs.getincrementaldecoder(encoding)()
             lines = io.IncrementalNewlineDecoder(decoder, translate=True)
             while True:
-                pending, block = len(decoder.getstate()[0]), file.read(BLOCK)
+                n_pending, block = len(decoder.getstate()[0]), file.read(BLOCK)
                 try:
-                    yield lines.decode(block, final=not block)
+                    text = lines.decode(block, final=not block)
                 except UnicodeDecodeError as error:
-                    raise ValueError(_wrong(path, encoding, position - pending, error)) from None
+                    # 3. name the byte, and an encoding that reads the file
+                    place = position - n_pending + error.start
+                    likely = encodings.likely(Path(user_path(path)).read_bytes()) if is_utf8 else None
+                    remedy = f"say how it is encoded with data.encoding=…: {'' if is_utf8 else 'utf-8, '}{LEGACY}"
+                    if likely is not None:
+                        remedy = f"it decodes cleanly as {likely}: data.encoding={likely}, or data.encoding=auto"
+                    raise ValueError(
+                        f"{path} is not {encoding}: byte 0x{error.object[error.start]:02x} at position {place}; {remedy}"
+                    ) from None
+                yield text
                 if not block:
                     return
                 position += len(block)
 
-    def _found(self, path: str) -> str:
-        """UTF-8, or what a file that is not is likely in; said once for each file."""
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        with opened(path) as file:
-            while block := file.read(BLOCK):
-                try:
-                    decoder.decode(block)
-                except UnicodeDecodeError:
-                    found = None if b"\0" in block else _likely(path)
-                    if found is None:
-                        break
-                    if path not in _TOLD:
-                        _TOLD.add(path)
-                        say(f"note: {path} is not utf-8 and read as {found}; data.encoding=… names another encoding")
-                    return found
-        return "utf-8"
+
+def detect_encoding(path: str) -> str:
+    """UTF-8, or the likely encoding of a file that is not, which is printed once."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with open_file(path, "a text file") as file:
+        while block := file.read(BLOCK):
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError:
+                likely = None if b"\0" in block else encodings.likely(Path(user_path(path)).read_bytes())
+                if likely is None:
+                    break  # decoding it says what is wrong
+                if path not in _announced:
+                    _announced.add(path)
+                    say(f"note: {path} is not utf-8 and read as {likely}; data.encoding=… names another encoding")
+                return likely
+    return "utf-8"
 
 
-_TOLD: set[str] = set()  # files whose encoding was said: each is read several times
-
-
-def _start(file: BinaryIO, path: str, encoding: str) -> int:
-    """Skip the byte order mark of UTF-8; refuse what is not text."""
-    head = file.read(BLOCK)
-    utf8 = codecs.lookup(encoding).name == "utf-8"
-    if utf8 and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{path} begins like UTF-16; read it so: data.encoding=utf-16")
-    if b"\0" in head and "\0".encode(encoding) == b"\0":
-        place = head.index(b"\0")
-        raise ValueError(f"{path} is not text: a NUL byte at position {place}; name a text file, or its data.encoding")
-    start = 3 if utf8 and head.startswith(codecs.BOM_UTF8) else 0
-    file.seek(start)
-    return start
-
-
-def _wrong(path: str, encoding: str, offset: int, error: UnicodeDecodeError) -> str:
-    byte, utf8 = error.object[error.start], codecs.lookup(encoding).name == "utf-8"
-    found, other = _likely(path) if utf8 else None, LEGACY if utf8 else f"utf-8, {LEGACY}"
-    remedy = (
-        f"it decodes cleanly as {found}: data.encoding={found}, or data.encoding=auto for the encoding of each file"
-        if found
-        else f"say how it is encoded with data.encoding=…: {other}"
-    )
-    return f"{path} is not {encoding}: byte 0x{byte:02x} at position {offset + error.start}; {remedy}"
-
-
-def _likely(path: str) -> str | None:
-    with opened(path) as file:
-        return encodings.likely(file.read())
-
-
-def _is_text_encoding(name: str) -> bool:
-    try:
-        return "a".encode(name).decode(name) == "a"
-    except (LookupError, UnicodeError):
-        return False
-
-
-@contextmanager
-def opened(path: str) -> Iterator[BinaryIO]:
-    """A user's file; what is wrong with it is reported in one line."""
-    try:
-        mode = os.stat(user_path(path)).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe or a device may never end
-            raise ValueError(f"{path} is not a regular file; name a text file, or remove it")
-        file = open(user_path(path), "rb")  # noqa: SIM115 (closed below)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist{_near(path)}") from None
-    except PermissionError:
-        raise PermissionError(f"no permission to read {path}; ask its owner, or allow it: chmod +r '{path}'") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path} is a folder; name a file") from None
-    with file:
-        yield file
-
-
-def _near(path: str) -> str:
-    """A file beside it with a name like it, or where it was looked for."""
-    folder, name = os.path.split(user_path(path))
-    with suppress(OSError):
-        found = difflib.get_close_matches(name, os.listdir(folder), n=1)
-        if found:
-            return f", did you mean {os.path.join(os.path.dirname(path), found[0])}?"
-    return "; data.path is relative to where you are"
-
-
-# which files
+# finding files
 
 
 def find_texts(path: str | None, suffixes: list[str]) -> dict[str, str]:
@@ -188,70 +144,75 @@ def find_texts(path: str | None, suffixes: list[str]) -> dict[str, str]:
     if path is None:
         raise ValueError("data.path is missing: where is your text? data.path=<file, folder or glob>")
     place = user_path(path)
+    # 1. a folder
     if os.path.isdir(place):
-        found = {
-            name: os.path.join(path, name) for name in _below(place, path) if name.lower().endswith(tuple(suffixes))
-        }
-        if not found:
+        names = [name for name in list_files(place, path) if name.lower().endswith(tuple(suffixes))]
+        if not names:
             raise FileNotFoundError(
                 f"no text files below {path} (names that end in {' '.join(suffixes)}); name others with a glob: "
                 f"data.path='{os.path.join(path, '**/*.py')}'"
             )
-        return found
+        return {name: os.path.join(path, name) for name in names}
+    # 2. a glob, unless a file has that very name
     if glob.has_magic(path) and not os.path.lexists(place):
-        matches = _matches(os.path.expanduser(path))
+        matches = expand_glob(os.path.expanduser(path))
         if not matches:
             raise FileNotFoundError(f"data.path={path} matches no file; ** stands for folders of any depth")
         return {match: match for match in matches}
-    with opened(path):
+    # 3. a file, which can be opened
+    with open_file(path, "a text file"):
         return {os.path.basename(place): path}
 
 
-def _below(folder: str, shown: str) -> list[str]:
-    """Names of all files below a folder, with forward slashes."""
+def list_files(folder: str, shown: str) -> list[str]:
+    """Names of all files below a folder (`shown` in messages), with forward slashes; each linked folder once."""
 
     def refuse(error: OSError) -> None:
         raise PermissionError(f"no permission to read {error.filename} below {shown}; ask its owner") from None
 
     names, seen = [], {os.path.realpath(folder)}
-    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        names += [Path(here, name).relative_to(folder).as_posix() for name in files if not is_left_behind(name)]
-        visible = sorted(name for name in folders if not is_left_behind(name))
-        real = {name: os.path.realpath(os.path.join(here, name)) for name in visible}
-        folders[:] = [name for name in visible if real[name] not in seen and not seen.add(real[name])]
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in files if not is_left_behind(name)]
+        # descend into each real folder once: links may lead back to a folder above
+        visible, folders[:] = sorted(name for name in folders if not is_left_behind(name)), []
+        for name in visible:
+            real = os.path.realpath(os.path.join(parent, name))
+            if real not in seen:
+                seen.add(real)
+                folders.append(name)
     return sorted(names)
 
 
-def _matches(pattern: str) -> list[str]:
+def expand_glob(pattern: str) -> list[str]:
     """The files that a glob names. ** follows links into each folder once, where `glob` would go round in circles."""
     if "**" not in pattern:
         return sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
     parts = Path(pattern).parts
-    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    root, rest = str(Path(*parts[:first])), parts[first:]
-    wanted = re.compile("".join(map(_segment, rest)))
-    names = [name for name in _below(root, root) if wanted.fullmatch(f"{name}/")]
-    return [os.path.join(root, name) if first else name for name in names]
+    n_fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = str(Path(*parts[:n_fixed]))
+    # each part of the pattern as a regular expression that stays within its folder
+    expression = ""
+    for part in parts[n_fixed:]:
+        translated = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z")
+        expression += "(?:[^/]+/)*" if part == "**" else re.sub(r"(?<!\\)\.(\*?)", r"[^/]\1", translated) + "/"
+    names = [name for name in list_files(root, root) if re.fullmatch(expression, f"{name}/")]
+    return [os.path.join(root, name) if n_fixed else name for name in names]
 
 
-def _segment(part: str) -> str:
-    """A part of a glob, between two slashes, as a regular expression."""
-    if part == "**":
-        return "(?:[^/]+/)*"
-    pattern = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z")
-    return re.sub(r"(?<!\\)\.(\*?)", r"[^/]\1", pattern) + "/"
-
-
-# the texts
+# documents
 
 
 @dataclass(frozen=True)
 class FileDocument:
-    """The characters `first` to `last` of a clean file, read when asked, a piece at a time."""
+    """The characters `first` to `last` of a clean file, read when asked, a chunk at a time.
+
+    What is made of them is cached under `digest`: the SHA-256 of the whole clean text, and which characters of it.
+    """
 
     name: str
     path: str
-    reading: Reading
+    encoding: TextEncoding
+    digest: str
     first: int
     last: int
 
@@ -259,96 +220,70 @@ class FileDocument:
         return self.last - self.first
 
     def span(self, first: int, last: int) -> FileDocument:
-        return replace(
-            self, name=f"{self.name}[{first}:{last}]", first=self.first + first, last=min(self.first + last, self.last)
-        )
+        """The characters `first` to `last` of this document; the name says which."""
+        which, start, end = f"[{first}:{last}]", self.first + first, min(self.first + last, self.last)
+        return replace(self, name=self.name + which, digest=self.digest + which, first=start, last=end)
 
-    def pieces(self) -> Iterator[str]:
+    def chunks(self) -> Iterator[str]:
+        """The text in parts that can be encoded one by one."""
         start = 0
-        for block in self.reading.blocks(self.path):
-            yield from cut(block[max(self.first - start, 0) : max(self.last - start, 0)], PIECE)
+        for block in self.encoding.blocks(self.path):
+            yield from split_text(block[max(self.first - start, 0) : max(self.last - start, 0)], CHUNK)
             start += len(block)
             if start >= self.last:
                 return
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The documents of a source, without empty and repeated ones; `fingerprint` is the SHA-256 of bytes and reading."""
-
-    documents: list[AnyDocument]
-    fingerprint: str
-    n_bytes: int
-    in_memory: bool
-    n_repeated: int
-    n_empty: int
+AnyDocument = Document | FileDocument
 
 
-@dataclass(frozen=True)
+@dataclass
 class TextFiles:
-    """The user's texts: held in memory up to `in_memory_mb` megabytes, else read from disk whenever they are needed."""
+    """The user's texts, which are read whenever they are needed and never held as a whole.
+
+    `documents` sets the other fields; the fingerprint is the SHA-256 of all bytes and of how they are read.
+    """
 
     path: str | None
-    reading: Reading
+    encoding: TextEncoding
     suffixes: list[str]
-    in_memory_mb: float
+    fingerprint: str = field(init=False, default="")
+    n_bytes: int = field(init=False, default=0)
+    n_empty: int = field(init=False, default=0)
+    n_repeated: int = field(init=False, default=0)
 
-    def load(self) -> Corpus:
+    def documents(self) -> list[FileDocument]:
+        """Each text once, without empty ones. Raises ValueError or OSError for a path without text, in one line."""
         files = find_texts(self.path, self.suffixes)
-        n_bytes, fingerprint = _content(files.values(), self.reading)
-        in_memory = n_bytes <= self.in_memory_mb * 1e6
-        if in_memory:
-            documents: list[Any] = [Document(name, self.reading.read(path)) for name, path in files.items()]
-            digests = [_digest([document.text]) for document in documents]
-        else:
-            measures = self._measures(list(files.values()), fingerprint)
-            documents = [
-                FileDocument(*file, self.reading, 0, n) for file, (n, _) in zip(files.items(), measures, strict=True)
-            ]
-            digests = [digest for _, digest in measures]
-        first: dict[str, AnyDocument] = {}
-        for digest, document in zip(digests, documents, strict=True):
-            if len(document):
-                first.setdefault(digest, document)
-        if not first:
-            raise ValueError(f"{self.path} is empty: there is no text in it; name another data.path")
-        n_empty = sum(not len(document) for document in documents)
-        n_repeated = len(documents) - n_empty - len(first)
-        return Corpus(list(first.values()), fingerprint, n_bytes, in_memory, n_repeated, n_empty)
+        # 1. the fingerprint. The encoding was called Reading when the first runs were made: another text here would refuse
+        # them because "the data have changed"
+        how = f"Reading(encoding={self.encoding.encoding!r}, normalize={self.encoding.normalize!r})"
+        total, self.n_bytes = hashlib.sha256(how.encode()), 0
+        for path in files.values():
+            with open_file(path, "a text file") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
+                self.n_bytes += file.tell()
+        self.fingerprint = total.hexdigest()
 
-    def documents(self) -> list[Any]:
-        return self.load().documents
-
-    def _measures(self, paths: list[str], fingerprint: str) -> list[tuple[int, str]]:
-        """Characters and SHA-256 of each clean text."""
-
+        # 2. characters and SHA-256 of each clean text
         def measure(file: BinaryIO) -> None:
-            lengths = [_measure(self.reading.blocks(path)) for path in paths]
-            file.write(json.dumps(lengths).encode())
+            measures = []
+            for path in files.values():
+                n_characters, digest = 0, hashlib.sha256()
+                for block in self.encoding.blocks(path):
+                    n_characters += len(block)
+                    digest.update(block.encode("utf-8", errors="surrogatepass"))
+                measures.append((n_characters, digest.hexdigest()))
+            file.write(json.dumps(measures).encode())
 
-        return json.loads(TOKENS.made(TOKENS.key("lengths", fingerprint), measure).read_bytes())
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
-def _content(paths: Iterable[str], reading: Reading) -> tuple[int, str]:
-    """Bytes of all files, and the SHA-256 over their contents and how they are read."""
-    n_bytes, total = 0, hashlib.sha256(repr(reading).encode())
-    for path in paths:
-        with opened(path) as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
-            n_bytes += file.tell()
-    return n_bytes, total.hexdigest()
-
-
-def _measure(blocks: Iterable[str]) -> tuple[int, str]:
-    n, digest = 0, hashlib.sha256()
-    for block in blocks:
-        n += len(block)
-        digest.update(block.encode("utf-8", errors="surrogatepass"))
-    return n, digest.hexdigest()
-
-
-def _digest(texts: Iterable[str]) -> str:
-    return _measure(texts)[1]
+        measures = json.loads(TOKENS.made(TOKENS.key("lengths", self.fingerprint), measure).read_bytes())
+        # 3. every text that is not empty, once
+        documents: dict[str, FileDocument] = {}
+        for (name, path), (n_characters, digest) in zip(files.items(), measures, strict=True):
+            if n_characters:
+                documents.setdefault(digest, FileDocument(name, path, self.encoding, digest, 0, n_characters))
+        if not documents:
+            raise ValueError(f"{self.path} is empty: there is no text in it; name another data.path")
+        self.n_empty = sum(n_characters == 0 for n_characters, _ in measures)
+        self.n_repeated = len(files) - self.n_empty - len(documents)
+        return list(documents.values())

@@ -13,16 +13,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from quartet.data.cache import cache_directory, write_whole
 
-PIECE = 2**16  # characters of a text encoded at a time
+CHUNK = 2**16  # characters of a text encoded at a time
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text that is split as a whole: a file. `name` is unique within its source."""
+    """A text that is split as a whole: a file. `name` is unique within its source; the length is in characters."""
 
     name: str
     text: str
@@ -30,23 +30,18 @@ class Document:
     def __len__(self) -> int:
         return len(self.text)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text: what is made of it is cached under this."""
+        return fingerprint([self.text])
+
     def span(self, first: int, last: int) -> Document:
-        """These characters; the name says which."""
+        """The characters `first` to `last`; the name says which."""
         return Document(f"{self.name}[{first}:{last}]", self.text[first:last])
 
-    def pieces(self) -> Iterator[str]:
-        """The text in pieces that can be encoded one by one."""
-        return cut(self.text, PIECE)
-
-
-class AnyDocument(Protocol):
-    """What a data module asks of a document, in memory or not; the length is in characters."""
-
-    @property
-    def name(self) -> str: ...
-    def __len__(self) -> int: ...
-    def span(self, first: int, last: int) -> AnyDocument: ...
-    def pieces(self) -> Iterator[str]: ...
+    def chunks(self) -> Iterator[str]:
+        """The text in parts that can be encoded one by one."""
+        return split_text(self.text, CHUNK)
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class LabelledText:
 
 
 class DocumentSource(Protocol):
-    def documents(self) -> list[Document]: ...
+    def documents(self) -> list[Any]: ...  # of Document
 
 
 class LabelledSource(Protocol):
@@ -74,7 +69,7 @@ class LabelledSource(Protocol):
 
 
 def fingerprint(values: Iterable[str]) -> str:
-    """SHA-256 over the texts and their lengths, so that moving a border between two texts changes it."""
+    """SHA-256 over the texts and their lengths, so that moving characters from one text to the next changes it."""
     digest = hashlib.sha256()
     for value in values:
         data = value.encode("utf-8", errors="surrogatepass")
@@ -95,16 +90,19 @@ class StandardLibrary:
 
     def documents(self) -> list[Document]:
         root = Path(sysconfig.get_path("stdlib"))
-        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
-        documents = [Document(name, read_text(root / name)) for name in names if self._wanted(name)]
+        documents: dict[str, Document] = {}
+        for name in sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py")):
+            *folders, file = name.split("/")
+            # build reports differ between machines
+            differs = file.startswith("_sysconfigdata") or any(folder.startswith("config-") for folder in folders)
+            if not differs and self.EXCLUDED.isdisjoint(folders):
+                text = read_text(root / name)
+                documents.setdefault(text, Document(name, text))
         if not documents:
-            raise FileNotFoundError(f"no Python files below {root}: this Python hides its library; take another data=…")
-        return unique(documents)
-
-    def _wanted(self, name: str) -> bool:
-        folders, file = name.split("/")[:-1], name.split("/")[-1]
-        machine = file.startswith("_sysconfigdata") or any(folder.startswith("config-") for folder in folders)
-        return not machine and self.EXCLUDED.isdisjoint(folders)
+            raise FileNotFoundError(
+                f"no Python files below {root}: this Python hides its library; choose another data=…"
+            )
+        return list(documents.values())
 
 
 @dataclass(frozen=True)
@@ -119,23 +117,27 @@ class StandardLibraryTopics:
     lines: int
 
     def rows(self) -> list[LabelledText]:
-        rows = [
-            LabelledText(snippet, label=document.name.split("/")[0], group=document.name)
-            for document in StandardLibrary().documents()
-            if document.name.split("/")[0] in self.packages
-            for snippet in snippets(document.text, self.lines)
-        ]
-        self._check({row.label for row in rows})
-        return rows
-
-    def _check(self, found: set[str]) -> None:
-        missing = [package for package in self.packages if package not in found]
-        if missing:
+        rows = []
+        for document in StandardLibrary().documents():
+            # 1. the files of these packages
+            package = document.name.split("/")[0]
+            if package not in self.packages:
+                continue
+            # 2. successive lines, unless more than half of them are empty
+            lines = document.text.splitlines()
+            for start in range(0, len(lines), self.lines):
+                snippet = lines[start : start + self.lines]
+                if 2 * sum(bool(line.strip()) for line in snippet) >= self.lines:
+                    rows.append(LabelledText("\n".join(snippet), label=package, group=document.name))
+        found = {row.label for row in rows}
+        if not found.issuperset(self.packages):
+            missing = ", ".join(package for package in self.packages if package not in found)
             present = ",".join(package for package in self.packages if package in found)
             raise ValueError(
-                f"this Python's standard library lacks {', '.join(missing)} of data.source.packages (some Linux "
-                f"distributions package them apart); take data.source.packages=[{present}]"
+                f"this Python's standard library lacks {missing} of data.source.packages (some Linux distributions "
+                f"package them apart); use data.source.packages=[{present}]"
             )
+        return rows
 
 
 @dataclass(frozen=True)
@@ -153,23 +155,22 @@ class Shakespeare:
     SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
     def documents(self) -> list[Document]:
-        return [Document("shakespeare", read_text(self._locate()))]
-
-    def _locate(self) -> Path:
+        # 1. the user's copy, else the one in the cache
         if self.path is not None:
             path = Path(self.path).expanduser()
             if not path.is_file():
                 raise FileNotFoundError(f"data.path={self.path} is not a file; give your copy of input.txt")
-            return path
-        cached = cache_directory() / "tiny_shakespeare.txt"
-        if not cached.is_file():
-            if not self.download:
+        else:
+            path = cache_directory() / "tiny_shakespeare.txt"
+            if not path.is_file() and not self.download:
                 raise FileNotFoundError(
-                    f"tiny Shakespeare is not at {cached}; add data.download=true to fetch it (1.1 MB), "
+                    f"tiny Shakespeare is not at {path}; add data.download=true to fetch it (1.1 MB), "
                     "or data.path=<your copy of input.txt>"
                 )
-            download(self.URL, self.SHA256, cached)
-        return cached
+            # 2. else the one of the network, if the user allows it
+            if not path.is_file():
+                download(self.URL, self.SHA256, path)
+        return [Document("shakespeare", read_text(path))]
 
 
 def read_text(path: Path) -> str:
@@ -177,43 +178,28 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig", errors="replace")
 
 
-def unique(documents: list[Document]) -> list[Document]:
-    """The documents without those whose text was there before."""
-    first: dict[str, Document] = {}
-    for document in documents:
-        first.setdefault(document.text, document)
-    return list(first.values())
-
-
-def cut(text: str, size: int) -> Iterator[str]:
-    """Pieces of at most `size` characters, cut where none of our tokenizers joins anything; nothing for an empty text."""
+def split_text(text: str, size: int) -> Iterator[str]:
+    """Chunks of at most `size` characters, split where no tokenizer joins anything; nothing for an empty text."""
     start = 0
     while len(text) - start > size:
-        end = border(text, start, start + size)
+        end = find_split_point(text, start, start + size)
         yield text[start:end]
         start = end
     if start < len(text):
         yield text[start:]
 
 
-def border(text: str, start: int, stop: int) -> int:
-    """The last place up to `stop` (< length) to cut at: after a line end or before a space that stands between signs.
+def find_split_point(text: str, start: int, stop: int) -> int:
+    """The last place up to `stop` (< length) behind a line end, else before a space, with no other white space beside it.
 
-    A text without such a place, as of 64,000 ideographs without a line end, is cut at `stop`.
+    A text without such a place, as of 64,000 ideographs without a line end, is split at `stop`.
     """
-    for sign, behind in (("\n", 1), (" ", 0)):
+    for character, n_before in (("\n", 1), (" ", 0)):
         place = stop
-        while (place := text.rfind(sign, start + 1, place)) > 0:
+        while (place := text.rfind(character, start + 1, place)) > 0:
             if not text[place - 1].isspace() and not text[place + 1].isspace():
-                return place + behind
+                return place + n_before
     return stop
-
-
-def snippets(text: str, lines: int) -> list[str]:
-    """Successive pieces of `lines` lines, without those that are more than half empty."""
-    rows = text.splitlines()
-    pieces = [rows[start : start + lines] for start in range(0, len(rows), lines)]
-    return ["\n".join(piece) for piece in pieces if 2 * sum(bool(row.strip()) for row in piece) >= lines]
 
 
 def download(url: str, sha256: str, target: Path) -> None:
