@@ -420,8 +420,8 @@ def test_names_of_a_run_are_shown_as_they_are(compose, stopped, capsys, monkeypa
     monkeypatch.setattr("quartet.inference.parts.measure", lambda *_: {f"val/{EVIL}": 0.5})
     from quartet.commands.evaluate import report
 
-    settings = OmegaConf.load(PROJECT / "conf" / "evaluate.yaml")
-    report(OmegaConf.merge(settings, {"run": str(stopped.directory), "split": "val"}))
+    settings: Any = OmegaConf.load(Path(__file__).parents[1] / "conf" / "evaluate.yaml")
+    report(OmegaConf.merge(settings, {"run": str(stopped.directory), "split": "val"}))  # type: ignore[arg-type]
     assert f"val/{SHOWN}" in capsys.readouterr().out
     path.write_text(path.read_text().replace("_target_: quartet.models.mlp.MLP", f"_target_: {json.dumps(EVIL)}"))
     with pytest.raises(ValueError) as error:
