@@ -1,4 +1,4 @@
-"""Language modelling: predict the next token; cross-entropy, perplexity, bits per byte."""
+"""Language modelling: predict the next token; cross-entropy, perplexity, bits per byte, accuracy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torchmetrics import SumMetric
 
 from quartet.system.distributed import gathered
 from quartet.tasks.base import Batch, Task
+from quartet.tasks.metrics import argmax
 
 
 class LanguageModeling(Task):
@@ -19,10 +20,11 @@ class LanguageModeling(Task):
 
     With `order` "contiguous" the rows of successive batches continue each other, and the network's state is carried from
     one to the next without gradient (truncated back-propagation through time, Williams & Peng 1990); it starts anew with
-    each epoch. Losses are in nats per token; bits per byte are comparable between tokenizers.
+    each epoch. Losses are in nats per token; bits per byte are comparable between tokenizers. Accuracy is the share of
+    tokens that the network held for the likeliest.
     """
 
-    METRICS = ("loss", "perplexity", "bits_per_byte")
+    METRICS = ("loss", "perplexity", "bits_per_byte", "accuracy")
     token_bytes: Tensor
     sums: Any
 
@@ -47,7 +49,8 @@ class LanguageModeling(Task):
                 self._log_training(loss.detach(), target)
             return loss, None
         loss = F.cross_entropy(logits, target)
-        self.sums[f"{part}_sums"].update(loss * len(target), len(target), self.token_bytes[target].sum())
+        n_right = (argmax(logits) == target).sum()
+        self.sums[f"{part}_sums"].update(loss * len(target), len(target), self.token_bytes[target].sum(), n_right)
         return loss, None
 
     def _logits(self, tokens: Tensor, part: str) -> Tensor:
@@ -74,11 +77,12 @@ class LanguageModeling(Task):
 
     def log_metrics(self, part: str) -> None:
         sums = self.sums[f"{part}_sums"]
-        nats, tokens, n_bytes = sums.compute()
+        nats, tokens, n_bytes, n_right = sums.compute()
         sums.reset()
         self.log(f"{part}/loss", nats / tokens)
         self.log(f"{part}/perplexity", (nats / tokens).exp())
         self.log(f"{part}/bits_per_byte", nats / math.log(2) / n_bytes)
+        self.log(f"{part}/accuracy", n_right / tokens)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The carried state of each worker; the same call is made on all of them."""
@@ -90,12 +94,12 @@ class LanguageModeling(Task):
 
 
 class _Sums(nn.Module):
-    """Nats, tokens and bytes of a pass over a split, summed over workers."""
+    """Nats, tokens, bytes and tokens predicted right of a pass over a split, summed over workers."""
 
     def __init__(self) -> None:
         super().__init__()
         # float64: a float32 sum of millions of nats loses the sixth digit
-        self.parts = nn.ModuleList(SumMetric().set_dtype(torch.float64) for _ in range(3))
+        self.parts = nn.ModuleList(SumMetric().set_dtype(torch.float64) for _ in range(4))
 
     def update(self, *values: Any) -> None:
         for part, value in zip(self.parts, values, strict=True):
