@@ -79,7 +79,9 @@ def test_bits_per_byte_by_hand(monkeypatch):
 def test_training_steps_count_no_right_tokens(monkeypatch):
     """The search for the likeliest of thousands of tokens is left to validation and test."""
     searched = []
-    monkeypatch.setattr("quartet.tasks.language_modeling.argmax", lambda logits: searched.append(1) or logits.argmax(-1))
+    monkeypatch.setattr(
+        "quartet.tasks.language_modeling.argmax", lambda logits: searched.append(1) or logits.argmax(-1)
+    )
     monkeypatch.setattr(LanguageModeling, "logging_due", False)
     task = language_model("shuffled")
     task.step(batch_of(torch.randint(5, (3, 5))), "train")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-
 BLOCK = 64  # columns; about the root of a vocabulary of some thousands, so that both searches below are short
 
 
