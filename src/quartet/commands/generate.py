@@ -441,6 +441,6 @@ def load_task(run: Run) -> tuple[LanguageModeling, Any]:
 
 
 def print_speed(n_tokens: int, seconds: float, output: Path | None) -> None:
-    line = f"{n_tokens:,} tokens in {seconds:.1f} s, {n_tokens / seconds:,.0f} tokens/s"
+    line = f"{n_tokens:,} tokens in {seconds:.1f} s, {n_tokens / max(seconds, 1e-9):,.0f} tokens/s"
     line += "" if output is None else f", written to {printable(str(output))}"
     print(f"\033[2m{line}\033[0m" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
