@@ -12,9 +12,9 @@ from quartet.cli import command
 
 @command("generate")
 def main(config: DictConfig) -> None:
-    from quartet.commands.generate import stream
+    from quartet.commands import generate
 
-    stream(config)
+    generate.main(config)
 
 
 if __name__ == "__main__":

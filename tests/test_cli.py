@@ -124,7 +124,7 @@ def test_values_out_of_range(compose, arguments, expected):
 
 
 def test_what_only_constructors_know_is_reported_with_the_rest(script, outputs):
-    arguments = ["model.n_heads=5", "model.n_layers=two", "optimizer.lr=-1", "monitor.metric=val/accuracy"]
+    arguments = ["model.n_heads=5", "model.n_layers=two", "optimizer.lr=-1", "monitor.metric=val/f1"]
     message = fails(script("train", *arguments), "model.n_heads=5", "model.n_layers must be an integer", "val/loss")
     assert len(message.splitlines()) == 4
     assert not outputs.exists(), "a refused config leaves no directory"

@@ -16,6 +16,7 @@ from quartet.config import DIRECTIONS
 from quartet.data.spec import Spec
 from quartet.tasks.classification import Classification, binary_cross_entropy
 from quartet.tasks.language_modeling import LanguageModeling
+from quartet.tasks.metrics import argmax
 from quartet.tasks.regression import Regression
 
 CASES = settings(max_examples=200, deadline=None, derandomize=True)
@@ -149,3 +150,14 @@ def test_sigmoids_that_round_above_one_stay_probabilities():
 def test_every_metric_of_every_task_has_a_direction():
     names = {name for task in (Classification, Regression, LanguageModeling) for name in task.METRICS}
     assert names == DIRECTIONS.keys()
+
+
+# accuracy of language models
+
+
+@pytest.mark.parametrize("n_columns", [1, 5, 64, 65, 128, 300])
+def test_argmax_by_blocks_is_torch_s(n_columns):
+    """Also among equals, of which the first counts: bfloat16 has many, and a constant network nothing else."""
+    logits = torch.randn(50, n_columns, generator=torch.Generator().manual_seed(n_columns))
+    for values in (logits, logits.bfloat16(), logits.round(), torch.zeros_like(logits), logits.log()):  # log: with NaN
+        assert torch.equal(argmax(values), values.argmax(-1))

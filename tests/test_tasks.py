@@ -71,6 +71,23 @@ def test_bits_per_byte_by_hand(monkeypatch):
     assert logged["val/loss"] == pytest.approx(loss)
     assert logged["val/bits_per_byte"] == pytest.approx(loss * 4 / math.log(2) / (2 + 3 + 4 + 1))
     assert logged["val/perplexity"] == pytest.approx(math.exp(loss))
+    predicted = task.network(tokens[:, :-1]).argmax(-1)
+    assert logged["val/accuracy"] == pytest.approx((predicted == tokens[:, 1:]).double().mean().item())
+    assert {f"val/{name}" for name in task.METRICS} == logged.keys()
+
+
+def test_training_steps_count_no_right_tokens(monkeypatch):
+    """The search for the likeliest of thousands of tokens is left to validation and test."""
+    searched = []
+    monkeypatch.setattr(
+        "quartet.tasks.language_modeling.argmax", lambda logits: searched.append(1) or logits.argmax(-1)
+    )
+    monkeypatch.setattr(LanguageModeling, "logging_due", False)
+    task = language_model("shuffled")
+    task.step(batch_of(torch.randint(5, (3, 5))), "train")
+    assert not searched
+    task.step(batch_of(torch.randint(5, (3, 5))), "test")
+    assert searched
 
 
 class Logits(nn.Module):

@@ -21,11 +21,12 @@ from omegaconf import OmegaConf
 
 from quartet import build
 from quartet.commands.evaluate import evaluate
-from quartet.commands.generate import characters, generate, heal, load
+from quartet.commands.generate import generate, heal, load
 from quartet.commands.train import create_and_train
 from quartet.data.text import tokenizers
 from quartet.engine import fit
 from quartet.run import Run
+from quartet.sampling import Continuation, Token
 
 FAMILIES = {
     "transformer": [
@@ -244,10 +245,15 @@ def test_what_is_no_text_is_never_written(monkeypatch, prompt, temperature):
 
 
 def test_a_multi_byte_character_is_never_split():
-    text = "aé€😀中"
-    pieces = list(characters(bytes([b]) for b in text.encode()))
-    assert pieces == list(text)
-    assert list(characters([b"\xe4\xb8"])) == ["�"], "an unfinished one shows as a replacement"
+    text, row = "aé€😀中", Continuation(())
+    for byte in text.encode():
+        row.append(Token(byte, -1.0), bytes([byte]))
+        assert text.startswith(row.text)
+    assert row.text == text
+    row.append(Token(0, -1.0), b"\xe4\xb8")
+    assert row.text == text
+    row.end("length")
+    assert row.text == text + "�", "an unfinished one shows as a replacement"
 
 
 def test_mistakes_of_generation_are_named_together(short_run):

@@ -37,7 +37,7 @@ FLAGS = ("config-dir", "cd", "config-path", "cp", "config-name", "cn", "package"
 FLAGS += ("shell-completion", "experimental-rerun", "hydra-help", "version")
 # keys whose value is text, whatever it looks like
 TEXTS = ("run", "run.name", "run.dir", "run.root", "resume", "sweep_directory", "runs", "output", "prompt", "split")
-TEXTS += ("data.path", "finetune.init_from", "input")
+TEXTS += ("data.path", "finetune.init_from", "input", "prompts", "score", "score_file")
 TORCHVISION = re.compile(
     r"(alexnet|convnext|densenet|efficientnet|inception|maxvit|mnasnet|mobilenet|regnet|resn|shufflenet|"
     r"squeezenet|swin|vgg|vit_|wide_resnet)"

@@ -1,14 +1,17 @@
-"""Sampling tokens from a language model, one at a time; torch only.
+"""Sampling tokens from a language model, the text they make, the log-probabilities of given ones; torch only.
 
-Letters: T tokens so far, V vocabulary. Top-p is the nucleus of Holtzman et al. 2020 (arXiv:1904.09751).
+Letters: B rows of a batch, T tokens so far, V vocabulary. Top-p is the nucleus of Holtzman et al. 2020 (arXiv:1904.09751),
+the repetition penalty that of Keskar et al. 2019, CTRL (arXiv:1909.05858).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import codecs
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -35,51 +38,152 @@ def choose(
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
-@torch.no_grad()
+def penalize(logits: Tensor, seen: list[int], penalty: float) -> Tensor:
+    """(V,) logits, less likely by `penalty` (at least 1) where a token was seen: divided if positive, else multiplied."""
+    index = torch.tensor(sorted(set(seen)))
+    scores = logits[index]
+    return logits.index_copy(0, index, torch.where(scores > 0, scores / penalty, scores * penalty))
+
+
+class Token(NamedTuple):
+    """A token that was generated, with its log-probability (nats) by the network alone: no temperature, no filters."""
+
+    id: int
+    logprob: float
+
+
 def generate(
+    network: Any, prompt_ids: list[int], *, generator: torch.Generator | None, **settings: Any
+) -> Iterator[int]:
+    """Yield token ids that follow the prompt; the settings are those of `generate_batch`."""
+    for (token,) in generate_batch(network, prompt_ids, generators=[generator], **settings):
+        if token is not None:
+            yield token.id
+
+
+@torch.no_grad()
+def generate_batch(
     network: Any,
     prompt_ids: list[int],
     *,
+    generators: Sequence[torch.Generator | None],
     max_tokens: int,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
-    generator: torch.Generator | None,
+    repetition_penalty: float = 1.0,
     stop_id: int | None = None,
     forbidden_ids: tuple[int, ...] = (),
     first_ids: tuple[int, ...] | None = None,
     cache: bool = True,
-) -> Iterator[int]:
-    """Yield token ids that follow the prompt, until `stop_id` (not yielded) or `max_tokens`; the first of `first_ids`.
+) -> Iterator[list[Token | None]]:
+    """Continue one prompt once for each generator; yield the next token of each row, None where the row has ended.
 
-    `network` may have `advance(tokens, state)`, without which all of the window is read for each token, and a
-    `context_length`; where the text outgrows it, the window is cut to its newer half and read again, with the cache and
-    without it alike, so that both give the same tokens.
+    A row ends with `stop_id`, all of them after `max_tokens`; the first token is one of `first_ids`. A row is what it would
+    be alone, but for the rounding of sums in a batch. `network` may have `advance(tokens, state)`, without which all of the
+    window is read for each token, and a `context_length`; where the text outgrows it, the window is cut to its newer half
+    and read again, with the cache and without it alike, so that both give the same tokens.
     """
     assert prompt_ids, "generation needs at least one token to start from"
     device = next(network.parameters()).device
     context_length = getattr(network, "context_length", None)
-    window = list(prompt_ids[-context_length:] if context_length else prompt_ids)
-    state, unread, advance = None, list(window), getattr(network, "advance", None)
+    windows = [list(prompt_ids[-context_length:] if context_length else prompt_ids) for _ in generators]
+    advance = getattr(network, "advance", None)
     cache = cache and advance is not None
+    ended, state, unread = [False] * len(windows), None, windows
     for step in range(max_tokens):
-        tokens = torch.tensor([unread if cache else window], device=device)
+        # 1. what the network makes of what it has not read yet
+        tokens = torch.tensor(unread if cache else windows, device=device)  # (B, T)
         logits, state = advance(tokens, state if cache else None) if advance else (network(tokens), None)
-        scores = logits[0, -1].clone()
-        scores[list(forbidden_ids)] = -torch.inf
-        if step == 0 and first_ids is not None:
-            scores = torch.full_like(scores, -torch.inf).index_copy(0, *_chosen(scores, first_ids))
-        token = choose(scores, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-        if token == stop_id:
+        last = logits[:, -1].float().cpu()  # (B, V); drawing on the CPU gives the same tokens on every device
+
+        # 2. a token for each row; rows that have ended stay in the batch, for the state has no rows to take out
+        chosen: list[Token | None] = []
+        for row, (generator, scores) in enumerate(zip(generators, last, strict=True)):
+            own = scores.log_softmax(-1)
+            if repetition_penalty != 1:
+                scores = penalize(scores, windows[row], repetition_penalty)
+            allowed = scores.index_fill(0, torch.tensor(forbidden_ids, dtype=torch.long), -torch.inf)
+            if step == 0 and first_ids is not None:
+                index = torch.tensor(first_ids)
+                allowed = torch.full_like(allowed, -torch.inf).index_copy(0, index, allowed[index])
+            settings: Any = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+            token = prompt_ids[-1] if ended[row] else choose(allowed, generator=generator, **settings)
+            ended[row] = ended[row] or token == stop_id
+            chosen.append(None if ended[row] else Token(token, float(own[token])))
+            windows[row].append(token)
+        yield chosen
+        if all(ended):
             return
-        yield token
-        window.append(token)
-        unread = [token]
-        if context_length and len(window) > context_length:
-            window = window[-(context_length // 2) :]
-            state, unread = None, list(window)
+
+        # 3. what it reads next
+        unread = [window[-1:] for window in windows]
+        if context_length and len(windows[0]) > context_length:
+            windows = [window[-(context_length // 2) :] for window in windows]
+            state, unread = None, windows
 
 
-def _chosen(scores: Tensor, ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    index = torch.tensor(ids, device=scores.device)
-    return index, scores[index]
+@torch.no_grad()
+def log_probabilities(network: Any, ids: list[int], *, context_length: int, carry_state: bool) -> Iterator[Tensor]:
+    """Yield the log-probabilities (nats) of `ids[1:]` given what precedes each, every one once, in pieces of a window.
+
+    `carry_state`: windows follow each other and the state of the network is carried along, as validation does it on
+    contiguous windows. Otherwise each window but the first begins with the newer half of the one before it, as it does in
+    generation: no token is predicted from fewer than half a window, if the text has as many.
+    """
+    device = next(network.parameters()).device
+    state, done, n = None, 0, len(ids) - 1
+    while done < n:
+        start = done if carry_state or done == 0 else done + 1 - context_length // 2
+        window = torch.tensor([ids[start : min(start + context_length, n) + 1]], device=device)  # and one to predict
+        if carry_state:
+            logits, state = network.advance(window[:, :-1], state)
+        else:
+            logits = network(window[:, :-1])
+        new = logits[0, done - start :]
+        yield -F.cross_entropy(new, window[0, done - start + 1 :], reduction="none").cpu()
+        done += len(new)
+
+
+class Continuation:
+    """What follows a prompt, token by token.
+
+    `text` are its characters so far, but for those that are not whole yet or may begin a stop string; `tokens` are those
+    that it was made of, up to the one in which it ends. `stop_reason` is None while it grows.
+    """
+
+    def __init__(self, stop: Sequence[str], reread: bytes = b""):
+        self.text, self.tokens = "", list[Token]()
+        self.stop_reason: Literal["stop_string", "end_of_document", "length", "interrupted"] | None = None
+        self._stop, self._skip, self._held = stop, len(reread), ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._starts: list[int] = []  # of each token, in characters
+
+    @property
+    def n_generated(self) -> int:
+        return len(self._starts)
+
+    def append(self, token: Token, piece: bytes) -> None:
+        """Add a token that stands for the bytes `piece`."""
+        self._starts.append(len(self.text + self._held))
+        self.tokens.append(token)
+        self._extend(self._decoder.decode(piece[self._skip :]))
+        self._skip = 0
+
+    def end(self, reason: Literal["end_of_document", "length", "interrupted"]) -> None:
+        self._extend(self._decoder.decode(b"", final=True))
+        if self.stop_reason is None:
+            self.text, self._held, self.stop_reason = self.text + self._held, "", reason
+
+    def _extend(self, new: str) -> None:
+        held = self._held + new
+        # of several the one that is complete first counts, however the text was cut into tokens
+        found = [(at + len(stop), at) for stop in self._stop if (at := held.find(stop)) >= 0]
+        if found:
+            self.text, self._held, self.stop_reason = self.text + held[: min(found)[1]], "", "stop_string"
+            starts = zip(self.tokens, self._starts, strict=True)
+            self.tokens = [token for token, start in starts if start < len(self.text)]
+            return
+        begun = [n for stop in self._stop for n in range(1, len(stop)) if held.endswith(stop[:n])]
+        certain = len(held) - max(begun, default=0)
+        self.text, self._held = self.text + held[:certain], held[certain:]

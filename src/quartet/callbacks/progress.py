@@ -162,6 +162,34 @@ class LiveProgress(Progress):
             self._live = None
 
 
+class StderrProgress:
+    """How far work without a trainer is: a bar on a terminal, else a line every few seconds; standard output stays clean."""
+
+    def __init__(self, what: str, every_seconds: float = 5.0):
+        self.what, self.every_seconds = what, every_seconds
+        self._shown, self._bar = time.monotonic(), None
+
+    def show(self, share: float) -> None:
+        """`share`: done so far, 0 to 1."""
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+
+            if self._bar is None:
+                self._bar: Any = Bar(console=Console(stderr=True), transient=True)
+                self._bar.add_task(self.what, total=1.0)
+            self._bar.start()
+            self._bar.update(self._bar.task_ids[0], completed=share)
+        elif time.monotonic() - self._shown >= self.every_seconds:
+            self._shown = time.monotonic()
+            print(f"{self.what} {share:.0%}", file=sys.stderr, flush=True)
+
+    def hide(self) -> None:
+        """Take the bar away until the next `show`, so that something else can be printed."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
 def count(name: str, done: int, total: float) -> str:
     """`step   120/2400`, aligned so that lines stand below each other."""
     return f"{name} {done:>{len(str(total))}}/{total}" if total < math.inf else f"{name} {done}"

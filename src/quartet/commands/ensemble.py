@@ -18,6 +18,7 @@ from quartet import build
 from quartet.config import plain
 from quartet.files import written
 from quartet.inference.ensemble import Combination, combined, facts, fit_combination
+from quartet.inference.language import is_language_model
 from quartet.inference.parts import Predicted, predict_part
 from quartet.run import ENSEMBLE, Run, refuse_links_out, signature, sweep_command
 from quartet.say import printable, say
@@ -113,7 +114,7 @@ def check_agreement(members: Sequence[Run], configs: Sequence[DictConfig]) -> bo
     """Whether the runs are folds; ValueError if their classes, data or splits differ."""
     facts = [run.read("preprocessing.json") for run in members]
     tasks = [config.task._target_ for config in configs]
-    if any(str(task).endswith(".LanguageModeling") for task in tasks):
+    if any(map(is_language_model, configs)):
         raise ValueError("language models cannot be combined: an ensemble is of classifiers or of regressions")
     splits = [{key: plain(config)["data"].get(key) for key in SPLIT} for config in configs]
     folds = all(split["fold"] is not None for split in splits) and len({split["fold"] for split in splits}) > 1

@@ -106,8 +106,10 @@ class Prediction:
 
     def finish(self, encoded: Encoded) -> None:
         examples, predicted = encoded.examples, self.model.predict(encoded.inputs)
-        self.write(self.table(examples, predicted))
         self.n += len(examples)
+        if isinstance(predicted, dict):  # of a language model
+            return self.write(pa.table({examples.key: examples.ids, **predicted}))
+        self.write(self.table(examples, predicted))
         if examples.labels is None or not self.measurable:
             return
         targets = self.model.data.targets(examples.labels)

@@ -18,6 +18,7 @@ from numpy import ndarray as Array
 from scipy.optimize import minimize
 
 from quartet.inference.calibration import TINY, read_calibration
+from quartet.inference.language import LanguageModel, is_language_model
 from quartet.inference.model import Model
 from quartet.inference.parts import NEW, PARTS, Predicted, predict_part
 from quartet.run import ENSEMBLE, Run
@@ -132,7 +133,8 @@ class Single:
         return predict_part(self.members[0], part, data_path)
 
     def load(self, batch_size: int) -> Loaded:
-        return Model(self.members[0], batch_size)
+        run = self.members[0]
+        return (LanguageModel if is_language_model(run.config) else Model)(run, batch_size)
 
 
 class Ensemble:
@@ -179,7 +181,7 @@ class LoadedEnsemble:
         return self.calibration.apply(self.combination.combine(predictions))
 
 
-Loaded = Model | LoadedEnsemble
+Loaded = Model | LoadedEnsemble | LanguageModel
 
 
 def open_model(run: Run) -> Single | Ensemble:

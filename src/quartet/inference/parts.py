@@ -17,6 +17,7 @@ from quartet.data.base import DataModule
 from quartet.engine.fit import measure
 from quartet.engine.weights import load_checkpoint
 from quartet.run import Run
+from quartet.tasks.language_modeling import LanguageModeling
 
 PARTS = ("val", "test")
 NEW = "new"  # data that training has not seen any part of
@@ -80,6 +81,8 @@ def predict_part(run: Run, part: str, data_path: str | None = None) -> Predicted
         data.use_new(str(data_path))
     task = build.build_task(config, data.spec)
     load_checkpoint(task, run.best_checkpoint)
+    if isinstance(task, LanguageModeling):
+        task.keeps_windows = True
     collect = Collect()
     trainer = build.build_trainer(config, run.directory, callbacks=(progress(metrics=(), every_seconds=5.0), collect))
     measured = "test" if part == NEW else part

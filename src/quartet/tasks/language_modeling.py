@@ -1,4 +1,4 @@
-"""Language modelling: predict the next token; cross-entropy, perplexity, bits per byte."""
+"""Language modelling: predict the next token; cross-entropy, perplexity, bits per byte, accuracy."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torchmetrics import SumMetric
 
 from quartet.system.distributed import gathered
 from quartet.tasks.base import Batch, Task
+from quartet.tasks.metrics import argmax
 
 
 class LanguageModeling(Task):
@@ -19,10 +20,11 @@ class LanguageModeling(Task):
 
     With `order` "contiguous" the rows of successive batches continue each other, and the network's state is carried from
     one to the next without gradient (truncated back-propagation through time, Williams & Peng 1990); it starts anew with
-    each epoch. Losses are in nats per token; bits per byte are comparable between tokenizers.
+    each epoch. Losses are in nats per token; bits per byte are comparable between tokenizers. Accuracy is the share of
+    tokens that the network held for the likeliest.
     """
 
-    METRICS = ("loss", "perplexity", "bits_per_byte")
+    METRICS = ("loss", "perplexity", "bits_per_byte", "accuracy")
     token_bytes: Tensor
     sums: Any
 
@@ -36,19 +38,29 @@ class LanguageModeling(Task):
                 "model.window_order=shuffled does without"
             )
         self.state: dict[str, Any] = {}  # one per part
+        self.keeps_windows = (
+            False  # for evaluation: steps return the sums of each window, from which intervals are made
+        )
         self.register_buffer("token_bytes", torch.tensor(self.spec.token_bytes), persistent=False)
         self.sums = nn.ModuleDict({f"{part}_sums": _Sums() for part in ("val", "test")})
 
-    def step(self, batch: Batch, part: str) -> tuple[Tensor, None]:
-        logits, target = self._logits(batch["inputs"]["tokens"], part).flatten(0, 1), batch["target"].flatten()
+    def step(self, batch: Batch, part: str) -> tuple[Tensor, dict[str, Tensor] | None]:
+        rows = batch["target"]
+        logits, target = self._logits(batch["inputs"]["tokens"], part).flatten(0, 1), rows.flatten()
         if part == "train":
             loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
             if self.logging_due:
                 self._log_training(loss.detach(), target)
             return loss, None
         loss = F.cross_entropy(logits, target)
-        self.sums[f"{part}_sums"].update(loss * len(target), len(target), self.token_bytes[target].sum())
-        return loss, None
+        n_right = (argmax(logits) == target).sum()
+        self.sums[f"{part}_sums"].update(loss * len(target), len(target), self.token_bytes[target].sum(), n_right)
+        if not self.keeps_windows:
+            return loss, None
+        nats = F.cross_entropy(logits, target, reduction="none").view(rows.shape).sum(1)
+        right = (argmax(logits) == target).view(rows.shape).sum(1)
+        sums = {"nats": nats, "tokens": torch.full_like(nats, rows.shape[1]), "bytes": self.token_bytes[rows].sum(1)}
+        return loss, {**{f"sum_{k}": x for k, x in sums.items()}, "sum_correct": right, "index": batch["index"]}
 
     def _logits(self, tokens: Tensor, part: str) -> Tensor:
         if not self.carries_state:
@@ -74,11 +86,12 @@ class LanguageModeling(Task):
 
     def log_metrics(self, part: str) -> None:
         sums = self.sums[f"{part}_sums"]
-        nats, tokens, n_bytes = sums.compute()
+        nats, tokens, n_bytes, n_right = sums.compute()
         sums.reset()
         self.log(f"{part}/loss", nats / tokens)
         self.log(f"{part}/perplexity", (nats / tokens).exp())
         self.log(f"{part}/bits_per_byte", nats / math.log(2) / n_bytes)
+        self.log(f"{part}/accuracy", n_right / tokens)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The carried state of each worker; the same call is made on all of them."""
@@ -90,12 +103,12 @@ class LanguageModeling(Task):
 
 
 class _Sums(nn.Module):
-    """Nats, tokens and bytes of a pass over a split, summed over workers."""
+    """Nats, tokens, bytes and tokens predicted right of a pass over a split, summed over workers."""
 
     def __init__(self) -> None:
         super().__init__()
         # float64: a float32 sum of millions of nats loses the sixth digit
-        self.parts = nn.ModuleList(SumMetric().set_dtype(torch.float64) for _ in range(3))
+        self.parts = nn.ModuleList(SumMetric().set_dtype(torch.float64) for _ in range(4))
 
     def update(self, *values: Any) -> None:
         for part, value in zip(self.parts, values, strict=True):

@@ -8,6 +8,24 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+BLOCK = 64  # columns; about the root of a vocabulary of some thousands, so that both searches below are short
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """(N, V) -> (N,), what `logits.argmax(-1)` gives: the first of the largest.
+
+    On a CPU that takes half as long as the cross-entropy, 24 ms for (2048, 4096); the largest values alone, by `amax`, take
+    1 ms. So the block with the largest value is found first, and its column in the block (4 ms in all).
+    """
+    n = logits.shape[-1]
+    whole = n // BLOCK * BLOCK
+    largest = logits[:, :whole].unflatten(-1, (-1, BLOCK)).amax(-1)  # (N, V / BLOCK)
+    if whole < n:
+        largest = torch.cat((largest, logits[:, whole:].amax(-1, keepdim=True)), dim=-1)
+    columns = largest.argmax(-1, keepdim=True) * BLOCK + torch.arange(BLOCK, device=logits.device)  # (N, BLOCK)
+    columns = columns.clamp(max=n - 1)  # the last block may be shorter
+    return columns.gather(-1, logits.gather(-1, columns).argmax(-1, keepdim=True)).squeeze(-1)
+
 
 class RegressionErrors(Metric):
     """RMSE, MAE and R² of all samples; `scale` is the unit of the values it is given.
