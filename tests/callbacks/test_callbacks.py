@@ -335,12 +335,13 @@ class TestFigures:
             r"\| (zero|one|two) \| (zero|one|two) \| \d+% \| number \d+ \|", table[2]
         )
 
-    @pytest.mark.parametrize(("share", "drawings"), [(1e9, 6), (0.0, 1)])
-    def test_drawing_keeps_to_its_share_of_the_time(self, tmp_path, monkeypatch, share, drawings):
+    @pytest.mark.parametrize("task", [Classifier, Regressor])
+    @pytest.mark.parametrize(("share", "drawings"), [(1e9, 6), (0.25, 2), (0.0, 1)])
+    def test_drawing_keeps_to_its_share_of_the_time(self, tmp_path, monkeypatch, task, share, drawings):
         callback, parts = figures_callback(most_share=share, clock=Clock(tick=1.0)), []
-        shown = lambda trainer, part, name, *_: parts.append(part) if name == "curves" else None  # noqa: E731
+        shown = lambda trainer, part, name, *_: parts.append(part) if name in ("curves", "predictions") else None  # noqa: E731
         monkeypatch.setattr("quartet.callbacks.figures.show_figure", shown)
-        trainer_for(tmp_path, [callback], [], max_epochs=6).fit(Classifier(), datamodule=Data())
+        trainer_for(tmp_path, [callback], [], max_epochs=6).fit(task(), datamodule=Data())
         assert parts == ["val"] * drawings
 
     def test_only_every_nth_validation(self, tmp_path, monkeypatch):
