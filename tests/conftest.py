@@ -96,5 +96,5 @@ def small_text(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sources.StandardLibrary, "documents", documents)
     text = "\n".join(document.text for document in documents(None))
-    (tmp_path / "shakespeare.txt").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(sources.Shakespeare, "_locate", lambda self: tmp_path / "shakespeare.txt")
+    (tmp_path / "tiny_shakespeare.txt").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sources, "cache_directory", lambda: tmp_path)
