@@ -152,8 +152,8 @@ def run_workers(
         if first.kind == "final":
             raise exception_from_dict(first.error) if first.error else ChildProcessError(str(first))
         if attempt == max_restarts:
-            guess = "mostly because memory ran out" if first.exit_code == -signal.SIGKILL else "a signal from outside"
-            reason = first.error.get("message") or guess
+            likely = "mostly because memory ran out" if first.exit_code == -signal.SIGKILL else "a signal from outside"
+            reason = first.error.get("message") or likely
             raise ChildProcessError(f"{first} after {attempt} of {max_restarts} restarts: {reason}")
         again = f"starting again from the last checkpoint, restart {attempt + 1} of {max_restarts}"
         print(f"{first}; {again}", file=sys.stderr, flush=True)

@@ -189,9 +189,9 @@ def prepare(run: Run, data: DataModule | None = None) -> Parts:
             "lower one of them"
         )
 
-    # 5. say what is trained
     if config.trainer.get("overfit_batches"):
         data.overfit()
+    # 5. say what is trained
     sizes = "  ".join(f"{part} {len(dataset):,}" for part, dataset in data.datasets.items())
     parameters = sum(p.numel() for p in task.network.parameters())
     say(f"samples: {sizes}  parameters: {parameters:,}  on {trainer.strategy.root_device}")

@@ -109,8 +109,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
 
 
 def _raise(problems: Iterable[str]) -> None:
-    lines = list(problems)
-    if lines:
+    if lines := list(problems):
         raise ValueError("\n".join(lines))
 
 
