@@ -18,7 +18,7 @@ from pytorch_lightning import Callback
 
 from quartet import build
 from quartet.callbacks.metrics_file import MetricsFile
-from quartet.cli import _message
+from quartet.cli import command
 from quartet.commands.evaluate import evaluate
 from quartet.commands.train import create, create_and_train
 from quartet.data.spec import Spec
@@ -287,7 +287,7 @@ def test_an_error_while_an_error_is_told(compose, outputs, monkeypatch):
     def mistake(*_: Any) -> None:
         raise ZeroDivisionError("the mistake")
 
-    monkeypatch.setattr("quartet.engine.fit._facts", fail)
+    monkeypatch.setattr("quartet.engine.fit.History.best", property(fail))
     monkeypatch.setattr("quartet.tasks.base.Task.training_step", mistake)
     with pytest.raises(ZeroDivisionError, match="the mistake"):
         create_and_train(compose(*SMALL.split()))
@@ -410,9 +410,15 @@ def test_what_steers_a_terminal_is_written_out(capsys):
     assert capsys.readouterr().out == f"\n{SHOWN}\n"
 
 
-def test_messages_keep_their_own_lines_only(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train.py"])
-    assert _message(ValueError("one\ntwo\x1b[2J\x85three"), "train") == "error: one\nerror: two\\x1b[2J\\x85three"
+def test_messages_keep_their_own_lines_only(monkeypatch, capsys):
+    @command("generate")
+    def main(config):
+        raise ValueError("one\ntwo\x1b[2J\x85three")
+
+    monkeypatch.setattr("sys.argv", ["generate.py"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "error: one\nerror: two\\x1b[2J\\x85three\n"
 
 
 def test_names_of_a_run_are_shown_as_they_are(compose, stopped, capsys, monkeypatch):

@@ -141,7 +141,7 @@ def forget(name: str) -> None:
     """As in another process, where nobody has named the package."""
     for module in [module for module in sys.modules if module.split(".")[0] == name]:
         del sys.modules[module]
-    trust._granted.discard(name)
+    trust.revoke([name])
 
 
 @pytest.fixture

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import os
+import signal
 import threading
 import time
 
@@ -12,6 +15,8 @@ from omegaconf import OmegaConf
 from quartet.environment import environment
 from quartet.run import Run, signature
 from quartet.run import outputs as outputs_of
+
+SECONDS = itertools.count(1_000_000_000)  # when runs are made: in order, however fast
 
 
 def config(**run):
@@ -63,14 +68,19 @@ def test_what_is_written_is_read(monkeypatch, changes):
     assert not changes or (run.directory / "uncommitted.diff").read_bytes() == changes
 
 
+def made(name: str) -> Run:
+    run, second = Run.create(config(name=name)), next(SECONDS)
+    os.utime(run.directory / "config.yaml", (second, second))
+    return run
+
+
 def test_latest_is_the_newest_run_with_a_checkpoint(outputs):
     with pytest.raises(FileNotFoundError, match="no trained run"):
         Run.open("latest")
-    runs = [Run.create(config(name=name)) for name in ("a", "b", "sweeps/c")]
+    runs = [made(name) for name in ("a", "b", "sweeps/c")]
     for run in runs[::2]:
         run.checkpoints.mkdir()
         (run.checkpoints / "last.ckpt").touch()
-        time.sleep(0.01)
     assert Run.open("latest").directory == runs[2].directory
     (runs[2].checkpoints / "last.ckpt").unlink()
     assert Run.open("latest").directory == runs[0].directory
@@ -95,13 +105,12 @@ def test_the_signature_ignores_seed_paths_and_fold_and_nothing_else():
 
 
 def finished(name: str, status: str | None, checkpoint: bool = True) -> Run:
-    run = Run.create(config(name=name))
+    run = made(name)
     if checkpoint:
         run.checkpoints.mkdir()
         (run.checkpoints / "last.ckpt").touch()
     if status is not None:
         run.write("result.json", {"status": status})
-    time.sleep(0.01)
     return run
 
 
@@ -135,7 +144,7 @@ def test_latest_says_which_and_takes_no_run_that_was_given_up_is_debugged_or_tra
 def _hold(run: Run, ready) -> None:
     with run.exclusively():
         ready.set()
-        time.sleep(60)
+        signal.pause()
 
 
 @pytest.mark.parametrize("place", ["~/runs", "runs"])

@@ -41,7 +41,7 @@ def by_hand(run: Run, window: int) -> list[float]:
     parts = prepare(run)
     parts.data.trainer = parts.trainer
     norms = []
-    batches = iter(parts.data.train_dataloader().batches(parts.data.train_dataloader()._remaining()))
+    batches = iter(parts.data.train_dataloader())
     parts.task.network.train()
     while window_ := list(itertools.islice(batches, window)):
         x = torch.cat([batch["inputs"]["numeric"] for batch in window_])

@@ -8,7 +8,7 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from quartet import build, config, trust
+from quartet import build, trust
 from quartet.run import Run
 
 
@@ -93,13 +93,18 @@ SAVES = "pytorch_lightning.callbacks.ModelCheckpoint"
         {"dirpath": {"a": "b"}},
     ],
 )
-def test_file_names_that_lead_out_of_the_run_once_they_are_filled_in(settings):
-    assert list(config._escapes("callbacks.x", settings))
+def test_file_names_that_lead_out_of_the_run_once_they_are_filled_in(compose, settings):
+    config = compose("model=mlp", "+callbacks.x={}")
+    config.callbacks.x = {"_target_": SAVES, **settings}
+    with pytest.raises(ValueError, match=r"callbacks\.x\.\w+.* climbs? out of the run"):
+        build.check(config)
 
 
 @pytest.mark.parametrize("filename", ["{epoch}-own", "{epoch:02d}-{val/loss:.2f}", "best", "{step}"])
-def test_fields_of_a_file_name(filename):
-    assert not list(config._escapes("callbacks.x", {"filename": filename, "dirpath": None}))
+def test_fields_of_a_file_name(compose, filename):
+    config = compose("model=mlp", "+callbacks.x={}")
+    config.callbacks.x = {"_target_": SAVES, "filename": filename, "dirpath": None}
+    build.check(config)
     assert build.locate(SAVES, "callbacks").__name__ == "ModelCheckpoint"
 
 

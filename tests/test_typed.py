@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from quartet.cli import _quoted
+from quartet.cli import quoted
 from quartet.typed import argument
 
 ODD = "a1\\\"'${}[](),=. \u00fc日:e-+_~#!&;|*?%@^<>`"
@@ -69,7 +69,7 @@ def test_a_plain_path_is_shown_as_it_is(text):
     ],
 )
 def test_a_value_is_quoted_where_hydra_could_not_read_it(word, sweeps, expected):
-    assert _quoted(word, sweeps=sweeps) == expected
+    assert quoted(word, sweeps=sweeps) == expected
 
 
 FAST = "trainer.max_epochs=1 callbacks.data_report=null callbacks.figures=null logger=none"

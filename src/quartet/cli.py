@@ -76,7 +76,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     print(_message(error, config_name), file=sys.stderr, flush=True)
 
             try:
-                words = [_quoted(word, sweeps=config_name == "train") for word in sys.argv[1:]]
+                words = [quoted(word, sweeps=config_name == "train") for word in sys.argv[1:]]
                 if any(word.startswith("resume=") for word in words):  # the default's data may have no such key
                     words = [re.sub("^data.path=", "++data.path=", word) for word in words]
                 sys.argv[1:] = words
@@ -200,7 +200,7 @@ def _is_harmless(word: str) -> bool:
     )
 
 
-def _quoted(word: str, *, sweeps: bool) -> str:
+def quoted(word: str, *, sweeps: bool) -> str:
     """An argument with quotes around its value if Hydra cannot read it without: a path with letters beyond ASCII.
 
     Unless it `sweeps`, a text with commas or brackets is that text.

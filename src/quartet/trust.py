@@ -87,6 +87,11 @@ def grant(names: Iterable[str]) -> None:
     _granted.update(names)
 
 
+def revoke(names: Iterable[str]) -> None:
+    """The opposite: for a process that goes on to work for another user."""
+    _granted.difference_update(names)
+
+
 def inherit(names: Iterable[str]) -> None:
     """The same for this process and all that it starts, whatever they read."""
     grant(set(names) - trusted())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from rich.live import Live
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -268,7 +269,7 @@ class TestProgress:
 
     def test_epochs_are_counted_where_epochs_limit_the_run(self, tmp_path, capsys):
         lines = self.lines(tmp_path, capsys, tick=3.0, max_epochs=3)
-        assert lines[-1].startswith("epoch 3/3  100%")
+        assert [line for line in lines if line.startswith("epoch")][-1].startswith("epoch 3/3  100%")
 
     def test_time_decides_not_the_number_of_steps(self, tmp_path, capsys):
         assert len(self.lines(tmp_path, capsys, tick=0.0, max_epochs=3)) == 1  # the end alone
@@ -297,12 +298,14 @@ class TestProgress:
         monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
         assert isinstance(progress(metrics=(), every_seconds=5), PlainProgress)
 
-    def test_the_bar_runs_and_is_closed(self, tmp_path, capsys):
-        bar = LiveProgress(metrics=self.METRICS, every_seconds=0.0)
-        trainer = trainer_for(tmp_path, [bar], [])
+    def test_the_bar_runs_and_is_closed(self, tmp_path, capsys, monkeypatch):
+        calls = []
+        for name, call in (("start", Live.start), ("stop", Live.stop)):
+            monkeypatch.setattr(Live, name, lambda live, *a, name=name, call=call: (calls.append(name), call(live, *a)))
+        trainer = trainer_for(tmp_path, [LiveProgress(metrics=self.METRICS, every_seconds=0.0)], [])
         trainer.fit(Classifier(), datamodule=Data())
         assert "epoch 2/2" in capsys.readouterr().out
-        assert bar._live is None
+        assert calls.count("start") == calls.count("stop") > 0 and calls[-1] == "stop"
 
     def test_numbers_read_well(self):
         assert [number(x) for x in (3.21449, 0.98734, 12345.6, 0.0)] == ["3.214", "0.9873", "12,346", "0"]
@@ -335,12 +338,13 @@ class TestFigures:
             r"\| (zero|one|two) \| (zero|one|two) \| \d+% \| number \d+ \|", table[2]
         )
 
-    @pytest.mark.parametrize(("share", "drawings"), [(1e9, 6), (0.0, 1)])
-    def test_drawing_keeps_to_its_share_of_the_time(self, tmp_path, monkeypatch, share, drawings):
+    @pytest.mark.parametrize("task", [Classifier, Regressor])
+    @pytest.mark.parametrize(("share", "drawings"), [(1e9, 6), (0.25, 2), (0.0, 1)])
+    def test_drawing_keeps_to_its_share_of_the_time(self, tmp_path, monkeypatch, task, share, drawings):
         callback, parts = figures_callback(most_share=share, clock=Clock(tick=1.0)), []
-        shown = lambda trainer, part, name, *_: parts.append(part) if name == "curves" else None  # noqa: E731
+        shown = lambda trainer, part, name, *_: parts.append(part) if name in ("curves", "predictions") else None  # noqa: E731
         monkeypatch.setattr("quartet.callbacks.figures.show_figure", shown)
-        trainer_for(tmp_path, [callback], [], max_epochs=6).fit(Classifier(), datamodule=Data())
+        trainer_for(tmp_path, [callback], [], max_epochs=6).fit(task(), datamodule=Data())
         assert parts == ["val"] * drawings
 
     def test_only_every_nth_validation(self, tmp_path, monkeypatch):

@@ -159,12 +159,3 @@ def test_reading_and_batching_do_not_touch_the_fitted_values(data):
 def test_user_path_is_absolute_and_knows_home():
     assert user_path("~/x") == os.path.join(os.path.expanduser("~"), "x")
     assert user_path("x") == os.path.join(os.getcwd(), "x")
-
-
-def test_classes_that_look_the_same_are_refused(tmp_path):
-    from quartet.data.base import _refuse_twins
-
-    one, two = "caf\u00e9", "cafe\u0301"
-    with pytest.raises(ValueError, match=r"the classes 'caf\\xe9' and 'cafe\\u0301' look the same, "):
-        _refuse_twins(("a", one, two))
-    _refuse_twins(("a", "A", one, "cafe"))

@@ -436,3 +436,12 @@ def test_settings_are_checked_before_the_file_is_read(compose):
         "data.kinds",
         "data.path",
     ]
+
+
+def test_classes_that_look_the_same_are_refused(tmp_path):
+    """é is written as one sign or as two; letters that differ in case or accent are other classes."""
+    names = ["a", "A", "caf\u00e9", "cafe"]
+    assert ready(written(tmp_path, frame(y=names * 10))).spec.classes == tuple(sorted(names))
+    twins = written(tmp_path, frame(y=["a", "b", "caf\u00e9", "cafe\u0301"] * 10), "twins.csv")
+    with pytest.raises(ValueError, match=r"'cafe\\u0301' and 'caf\\xe9' look the same"):
+        ready(twins)

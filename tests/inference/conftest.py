@@ -113,10 +113,7 @@ def small_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Trai
         directory = [f"run.dir={here / 'run'}"]
         if family in ("table", "regression"):
             frame, target, path, test = table(), "y" if family == "table" else "z", here / "t.csv", here / "test.csv"
-            if family == "table":
-                frame = frame.drop(columns="z")
-            else:
-                frame = frame.drop(columns="y")
+            frame = frame.drop(columns="z" if family == "table" else "y")
             frame.to_csv(path, index=False)
             frame[frame.part == "test"].to_csv(test, index=False)
             task = [] if family == "table" else ["task=regression"]

@@ -73,8 +73,8 @@ def test_the_table(job, capsys, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("LINES", "4")
     shown = []
+    monkeypatch.setattr("rich.live.Live.update", lambda self, content, **_: shown.append(content))
     with Display(total=9, live=True) as display:
-        monkeypatch.setattr(display._live, "update", lambda content, **_: shown.append(content))
         display.started(job(1))
         display.ended(JobResult(job(1), "completed", seconds=2), "completed", "  val/loss 0.1", best=True)
         for number in (2, 3, 4):

@@ -22,7 +22,7 @@ import quartet
 from quartet.run import Run
 from quartet.sweeps.jobs import Job, JobResult
 from quartet.sweeps.pool import Pool, log_tail
-from quartet.system.signals import Interrupted, stoppable
+from quartet.system.signals import Interrupted, request, stoppable
 from quartet.worker import run_job
 
 SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
@@ -41,7 +41,7 @@ class Watcher:
         self.events.append(("overdue", job.number))
 
     def retried(self, result: JobResult) -> None:
-        self.events.append((result.message, result.job.number))
+        self.events.append((result.status, result.job.number))
 
     def tick(self) -> None: ...
 
@@ -63,7 +63,7 @@ def train(run: Path) -> int:
         end(run, "completed")
         return 0
     if word == "slot":
-        time.sleep(0.2)
+        wait_for((run.parent / str(int(run.name) ^ 1) / "begun").exists)  # the job beside it
         own_group = os.getpgrp() == os.getpid()
         end(run, "completed", slot=os.environ["SLOT"], facts=[own_group, os.isatty(1), sys.stdin.read()])
         return 0
@@ -143,17 +143,14 @@ def test_however_a_job_ends_it_is_noticed_at_once_and_the_others_continue(pool, 
     def ended(result: JobResult) -> None:
         ends[result.job.number], results[result.job.number] = time.time(), result
 
-    pool(*words, workers=2, ended=ended, timeout_seconds=1)
-    assert {n: (result.status, result.message) for n, result in results.items()} == {
-        0: ("timeout", "stopped at its time limit of 1 s"),
-        1: ("completed", ""),
-        2: ("failed", "no such column"),
-        3: ("killed", "killed by SIGKILL, as Linux does when memory runs out"),
-        4: ("killed", "ended with exit code 3 and without a result"),
-        5: ("completed", ""),
-    }
+    limit = 5  # seconds; more than the others take on a busy machine
+    pool(*words, workers=2, ended=ended, timeout_seconds=limit)
+    statuses = ["timeout", "completed", "failed", "killed", "killed", "completed"]
+    assert [results[n].status for n in range(6)] == statuses
+    for n, told in {0: f"limit of {limit} s", 2: "no such column", 3: "SIGKILL", 4: "exit code 3"}.items():
+        assert told in results[n].message
     begun = {n: float((tmp_path / str(n) / "begun").read_text()) for n in results}
-    assert all(ends[n] - begun[n] < (2 if n == 0 else 1) for n in results)
+    assert all(ends[n] - begun[n] < (limit + 3 if n == 0 else limit) for n in results)
     assert log_tail(tmp_path / "logs" / "2.log", 2) == ["working on fail"]
 
 
@@ -214,14 +211,8 @@ def test_a_killed_or_hanging_job_starts_again(pool, tmp_path):
     results = pool("once", "hang once", "fail", retries=1, timeout_seconds=3, watcher=watcher)
     assert [(r.status, r.attempts) for r in results] == [("completed", 2), ("completed", 2), ("failed", 1)]
     assert watcher.events == [
-        ("started", 0),
-        ("killed by SIGKILL, as Linux does when memory runs out", 0),
-        ("started", 0),
-        ("started", 1),
-        ("overdue", 1),
-        ("stopped at its time limit of 3 s", 1),
-        ("started", 1),
-        ("started", 2),
+        *[("started", 0), ("killed", 0), ("started", 0)],
+        *[("started", 1), ("overdue", 1), ("timeout", 1), ("started", 1), ("started", 2)],
     ]
     assert (tmp_path / "logs" / "0.log").read_text() == "working on once\nworking on once\nresuming from step 7\n"
 
@@ -259,7 +250,7 @@ def test_a_second_ctrl_c_kills(pool, tmp_path):
         wait_for((tmp_path / "0" / "pids").exists)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)
+            wait_for(lambda: request.signum == signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()

@@ -6,9 +6,11 @@ import json
 import os
 import pickle
 import threading
+from dataclasses import asdict
 
 import pytest
 
+from quartet.sweeps import study as studies
 from quartet.sweeps.plan import FILE, JOURNAL, Plan
 from quartet.sweeps.space import parse
 from quartet.sweeps.study import Reporter, Study, journal_lock
@@ -28,7 +30,7 @@ def make_plan(words=WORDS, **settings) -> Plan:
 
 def open_study(directory, words=WORDS, **settings) -> Study:
     plan = make_plan(words, **settings)
-    (directory / FILE).write_text(json.dumps(plan.as_data()))
+    (directory / FILE).write_text(json.dumps(asdict(plan)))
     return Study(directory, plan, parse({}, words, None)[0])
 
 
@@ -174,11 +176,13 @@ def cma_study(directory, state: str):
 
     words = ["lr=tag(log,interval(1e-4,1))", "batch=range(16,65,16)"]
     study = open_study(directory, words, sampler="cma_es")
+    distributions = {d.key: d.distribution(enumerated=False) for d in study.space}
+    in_journal = studies.open_study(directory, study.plan, create=False)
     for number in range(3):
         point = {"lr": 0.1, "batch": 16 * (number + 1)}
         attributes = {"cma:optimizer:0": state} if number == 2 else {}
-        study._study.add_trial(
-            create_trial(params=point, distributions=study._distributions, value=0.5, system_attrs=attributes)
+        in_journal.add_trial(
+            create_trial(params=point, distributions=distributions, value=0.5, system_attrs=attributes)
         )
     return study
 

@@ -65,7 +65,8 @@ class Figures(Callback):
         self.clock = clock
         self._outputs: list[dict[str, Tensor]] = []
         self._validations, self._pending = 0, False
-        self._started = self._drawing = 0.0  # start of training, seconds spent on drawing since
+        # clock at the start of training; seconds spent on drawing since, and the last time
+        self._started = self._drawing = 0.0
         self._last_drawing = FIRST_DRAWING
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,13 +78,7 @@ class Figures(Callback):
     on_test_start = on_validation_start
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if outputs:
             self._outputs.append({name: value.detach().cpu() for name, value in outputs.items()})
@@ -94,6 +89,7 @@ class Figures(Callback):
         if not self._outputs:
             return
         self._validations, self._pending = self._validations + 1, True
+        # the clocks of ranks differ, and all have to agree whether they gather
         if trainer.state.fn == "fit":
             allowed = self.most_share * (self.clock() - self._started)
             in_time = trainer.strategy.broadcast(self._drawing + self._last_drawing <= allowed)
@@ -112,40 +108,35 @@ class Figures(Callback):
     def draw(self, trainer: Trainer, task: Any, part: str) -> None:
         """Collective: every rank calls it, rank 0 draws."""
         start = self.clock()
-        # ranks may have different numbers of samples
+        # 1. the predictions of all ranks, which may have different numbers of samples
         own = {name: torch.cat([output[name] for output in self._outputs]) for name in self._outputs[0]}
         ranks = gathered(trainer, own)
         self._outputs, self._pending = [], False
+
+        # 2. the figures
         if trainer.is_global_zero:
             outputs = {name: torch.cat([rank[name] for rank in ranks]).numpy() for name in own}
-            prediction, target = outputs["prediction"], outputs["target"]
+            prediction, target = outputs["prediction"], outputs["target"]  # (N, C) or (N,), and (N,)
             # after training the weights are the best checkpoint's, which come from another step
             fitting = trainer.state.fn == "fit"
             title = f"{TITLES[part]}, step {trainer.global_step:,}" if fitting else TITLES[part]
             with optional(f"figures of the {TITLES[part]} part"):
                 if prediction.ndim == 1:
                     show_figure(trainer, part, "predictions", regression_figure(prediction, target, title))
-                    return
-                classes = task.spec.classes
-                matrix = confusion_figure(target, prediction.argmax(1), classes, title)
-                show_figure(trainer, part, "confusion_matrix", matrix)
-                show_figure(trainer, part, "curves", curves_figure(prediction, target, classes, title))
-                self._show_mistakes(trainer, part, title, classes, **outputs)
+                else:
+                    classes = task.spec.classes
+                    matrix = confusion_figure(target, prediction.argmax(1), classes, title)
+                    show_figure(trainer, part, "confusion_matrix", matrix)
+                    show_figure(trainer, part, "curves", curves_figure(prediction, target, classes, title))
+                    self._show_mistakes(trainer, part, title, classes, outputs)
         self._last_drawing = self.clock() - start
         self._drawing += self._last_drawing
 
     def _show_mistakes(
-        self,
-        trainer: Trainer,
-        part: str,
-        title: str,
-        classes: tuple[str, ...],
-        *,
-        prediction: Array,
-        target: Array,
-        index: Array,
+        self, trainer: Trainer, part: str, title: str, classes: tuple[str, ...], outputs: dict[str, Array]
     ) -> None:
         """Images in a grid, other samples as rows of a Markdown table."""
+        prediction, target, index = (outputs[name] for name in ("prediction", "target", "index"))
         worst = worst_mistakes(prediction, target, self.n_mistakes)
         named = [(classes[target[i]], classes[prediction[i].argmax()], prediction[i].max()) for i in worst]
         data: Any = getattr(trainer, "datamodule", None)
@@ -155,6 +146,7 @@ class Figures(Callback):
             figure = images_figure(images, captions, f"{title}: {'worst' if named else 'no'} mistakes")
             show_figure(trainer, part, "mistakes", figure)
             return
+        # texts are shown, rows of a table by their number
         samples = [f"number {i}" for i in index[worst]]
         if hasattr(data, "tokenizer"):
             tokens = data.datasets[part].gather(torch.as_tensor(index[worst]))["inputs"]["tokens"].tolist()
@@ -236,11 +228,14 @@ def confusion_figure(target: Array, predicted: Array, classes: tuple[str, ...], 
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     figure = blank_figure(max(5.0, min(9.0, 1.8 + 0.42 * n)), max(4.6, min(8.6, 1.4 + 0.42 * n)), layout="tight")
     axes = figure.subplots()
-    shades = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))  # the root shows rare mistakes
+    # the root of the shares shows rare mistakes
+    shades = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     figure.colorbar(shades, ax=axes, fraction=0.04, pad=0.02, label="share of the true class")
     accuracy = np.trace(counts) / max(counts.sum(), 1)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(f"{title}: {accuracy:.1%} of {counts.sum():,} right", fontsize=10)
+
+    # counts and names where they can be read
     if n <= MANY_CLASSES:
         for row, column in np.argwhere(counts):
             colour, size = "white" if shares[row, column] > 0.35 else "black", 10 if n <= 12 else 7
@@ -332,6 +327,7 @@ def regression_figure(prediction: Array, target: Array, title: str) -> Figure:
     figure = blank_figure(10, 4.6)
     figure.suptitle(title, fontsize=10)
     left, right = figure.subplots(1, 2)
+    # 1. predicted against true
     ends = min(target.min(), prediction.min()), max(target.max(), prediction.max())
     left.plot(ends, ends, color="0.6", linewidth=1)
     shown = np.linspace(0, len(target) - 1, min(len(target), MOST_POINTS)).astype(int)
@@ -340,6 +336,7 @@ def regression_figure(prediction: Array, target: Array, title: str) -> Figure:
     left.set(xlabel="true", ylabel="predicted")
     left.set_title(f"{explained}{len(target):,} samples", fontsize=10)
     left.grid(color="0.92")
+    # 2. the residuals
     right.hist(residuals, bins=min(50, max(8, len(residuals) // 8)), color=COLOURS[0], alpha=0.8)
     right.axvline(0, color="0.3", linewidth=1)
     right.axvline(residuals.mean(), color=COLOURS[1], linestyle="--", label=f"mean {residuals.mean():.3g}")

@@ -20,22 +20,23 @@ class Freeze(Callback):
 
     def __init__(self, *, epochs: int):
         self.epochs = epochs
-        self._frozen: bool | None = None  # None: not known before the first batch of a process
+        self._frozen: bool | None = None  # not known before the first batch of a process
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Not at the start of an epoch, which Lightning does not announce when it resumes in the middle of one."""
+        # not at the start of an epoch, which Lightning does not announce when it resumes in the middle of one
         frozen = trainer.current_epoch < self.epochs
         if frozen == self._frozen:
             return
         self._frozen = frozen
         for module in backbone_modules(pl_module.network):
             module.training = not frozen
-        if trainer.world_size == 1:  # DDP waits for a gradient of each parameter that it was given
+        # DDP waits for a gradient of each parameter that it was given
+        if trainer.world_size == 1:
             for parameter in backbone_parameters(pl_module.network):
                 parameter.requires_grad_(not frozen)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Optimizers skip what has no gradient: neither momentum nor weight decay moves it."""
+        # optimizers skip what has no gradient: neither momentum nor weight decay moves it
         if self._frozen:
             for parameter in backbone_parameters(pl_module.network):
                 parameter.grad = None

@@ -34,6 +34,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        # a new name needs a new header, and so does the first row
         if not row.keys() <= set(self._columns):
             self._rewrite(read_metrics(self.path), {*self._columns, *row})
         with self.path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:

@@ -79,6 +79,7 @@ class Throughput(Callback):
         self.unit = "tokens" if target.ndim == 2 else "samples"
         self.total += target.numel() * trainer.world_size
         self._count_time()
+        # while gradients accumulate, several batches end in the same step
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         if stepped and is_logging_step(trainer, self._step):
             (total, seconds), self._logged = self._logged, (self.total, self.seconds)
@@ -86,9 +87,9 @@ class Throughput(Callback):
                 pl_module.log(f"throughput/{self.unit}_per_second", (self.total - total) / (self.seconds - seconds))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
+        # stop the clock; the GPU's queue still holds training steps
         if self._since is not None and pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)  # the queue still holds training steps
+            torch.cuda.synchronize(pl_module.device)
             self._count_time()
         self._since = None
 

@@ -60,14 +60,17 @@ class Progress(Callback, ABC):
             self.show_training(trainer)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._show_pass("validation", batch_idx + 1, trainer.num_val_batches)
+        if self._is_due(self.every_seconds):
+            name, batches = "validation", trainer.num_val_batches
+            if trainer.testing:
+                name, batches = "test", trainer.num_test_batches
+            done, total = batch_idx + 1, sum(batches) if isinstance(batches, list) else batches
+            elapsed = f"elapsed {duration(self.clock() - self._started)}"
+            self.show(count(name, done, total), min(done / total, 1.0), [], elapsed)
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._show_pass("test", batch_idx + 1, trainer.num_test_batches)
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and self._is_due(self.pause_after_validation):
@@ -91,12 +94,6 @@ class Progress(Callback, ABC):
         self._shown = now
         return True
 
-    def _show_pass(self, name: str, done: int, batches: Any) -> None:
-        if self._is_due(self.every_seconds):
-            total = sum(batches) if isinstance(batches, list) else batches
-            elapsed = f"elapsed {duration(self.clock() - self._started)}"
-            self.show(count(name, done, total), min(done / total, 1.0), [], elapsed)
-
     def show_training(self, trainer: Trainer) -> None:
         # 1. where: epochs if they limit the run, else steps
         step, total = trainer.global_step, self._total_steps
@@ -113,7 +110,8 @@ class Progress(Callback, ABC):
             if isinstance(monitor, Throughput) and monitor.seconds:
                 digits = 0 if monitor.per_second >= 10 else 1
                 details.append(f"{monitor.per_second:,.{digits}f} {monitor.unit}/s")
-        if (head, details) == self._last:  # the end of training often follows a validation
+        # the end of training often follows a validation
+        if (head, details) == self._last:
             return
         self._last = head, details
 

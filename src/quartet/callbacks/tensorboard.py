@@ -34,12 +34,14 @@ class RunTensorBoard(TensorBoardLogger):
         super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
     def save(self) -> None:
-        if self._experiment is not None:  # the property would create an event file
+        # the property would create an event file
+        if self._experiment is not None:
             self._experiment.flush()
 
 
 def summary_writer(loggers: Iterable[Logger]) -> Any | None:
     """The SummaryWriter of the first TensorBoard logger; None without one, and on ranks other than zero."""
+    # on other ranks `experiment` is Lightning's dummy
     writers = (logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger))
     return next((writer for writer in writers if hasattr(writer, "get_logdir")), None)
 
@@ -78,7 +80,8 @@ def layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
     tags = sorted(tags)
     both, training = {}, {}
     names = {tag.split("/", 1)[1] for tag in tags if re.match(r"(train|val)/", tag)}
-    for name in sorted(names, key=lambda name: (name != "loss", name)):  # the loss comes first
+    # the loss comes first
+    for name in sorted(names, key=lambda name: (name != "loss", name)):
         existing = [tag for tag in (f"train/{name}", f"val/{name}") if tag in tags]
         both[name] = ["Multiline", [f"^{re.escape(tag)}$" for tag in existing]]
     for title, pattern in OPTIMISATION.items():
@@ -93,17 +96,18 @@ def write_hparams(
     """The HPARAMS tab of a finished run: its settings beside its final metrics; other kinds of loggers are left alone.
 
     `hparams` may be nested: keys become dotted, lists become text, null is left out. `metrics` are written as
-    `result/<name>`: TensorBoard takes a column's value from the last point of the curve of that name, and the result
-    may differ from it (best checkpoint, not last). `known` metrics get a column too: TensorBoard takes the columns of all
-    runs from the first one, which may have failed before it had any metric.
+    `result/<name>`; `known` metrics get a column too.
     """
     from torch.utils.tensorboard.summary import hparams as summaries
 
     writer = summary_writer([logger])
     if writer is None:
         return
+    # a column's value is the last point of the curve of that name, from which the result may differ: it is that of the
+    # best checkpoint, not of the last
     for name, value in metrics.items():
         writer.add_scalar(f"result/{name}", float(value), step)
+    # TensorBoard takes the columns of all runs from the first one, which may have failed before it had any metric
     columns = {f"result/{name}": 0.0 for name in (*known, *metrics)}
     for summary in summaries(flatten(hparams), columns):
         writer._get_file_writer().add_summary(summary, step)

@@ -153,7 +153,8 @@ class Prediction:
             return
         first = "" if self.measurable else f" (of the first {n:,})"
         predicted, target = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*self.kept, strict=True))
-        metrics = self.model.task.measure(predicted, target)
+        task: Any = self.model.task
+        metrics = task.measure(predicted, target)
         say(f"against the target{first}:")
         for name, value in metrics.items():
             if name.startswith("/"):

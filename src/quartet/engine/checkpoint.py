@@ -71,7 +71,8 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             self.directory.mkdir(exist_ok=True)
-            for leftover in self.directory.glob(".*.ckpt.*"):  # a killed process did not finish it
+            # a killed process did not finish them
+            for leftover in self.directory.glob(".*.ckpt.*"):
                 leftover.unlink(missing_ok=True)
         # forget what a killed process logged after its last checkpoint
         for logger in trainer.loggers:
@@ -83,8 +84,10 @@ class Checkpoints(Checkpoint):
         request.deferred = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # within a step gradients are accumulated in part
         if batch_idx % trainer.accumulate_grad_batches:
-            return  # within a step: gradients are accumulated in part
+            return
+        # the ranks agree: their clocks differ, and a signal may have come to one of them
         steps, minutes = trainer.global_step - self._step, (self.clock() - self._time) / 60
         due = (
             self._validated

@@ -44,6 +44,8 @@ LOST_TEXT = re.compile(
 )
 MISTAKE = re.compile(r"ncclInvalid|Duplicate GPU|unhandled cuda error")
 
+_meeting_points: dict[str, Any] = {}  # by address: stores at which nodes meet, served by one of them until it ends
+
 
 class WorkerFailed(RuntimeError):
     """A worker's error that is neither a ValueError nor an OSError; the message begins with its type."""
@@ -92,7 +94,8 @@ def execute(run: Run, data: Any = None) -> None:
         train(run, data)
         return
     del data  # each worker reads them for itself
-    if n_nodes == 1:  # before workers start, the first of which holds the lock
+    # fail before workers start if another process trains the run; then the first worker holds the lock
+    if n_nodes == 1:
         with run.exclusively():
             pass
     workers = run.config.workers
@@ -101,7 +104,8 @@ def execute(run: Run, data: Any = None) -> None:
             run_workers(
                 run.directory, n, n_nodes=n_nodes, rendezvous=workers.rendezvous, max_restarts=workers.max_restarts
             )
-    except BlockingIOError:  # it is another process's to say how the run ends
+    # it is another process's to say how the run ends
+    except BlockingIOError:
         raise
     except (Exception, Interrupted) as error:
         run.mark_failed(error)
@@ -143,30 +147,44 @@ def run_workers(
         failures = _attempt(command, n, n_nodes, rendezvous, f"{directory.name}-{attempt}")
         if not failures:
             return
+        # a mistake would happen again; only what was killed or cut off is started again
         first = min(failures, key=lambda failure: failure.root_cause_key)
         if first.kind == "final":
             raise exception_from_dict(first.error) if first.error else ChildProcessError(str(first))
         if attempt == max_restarts:
-            more = first.error.get("message") or (
-                "mostly because memory ran out" if first.exit_code == -signal.SIGKILL else "a signal from outside"
-            )
-            raise ChildProcessError(f"{first} after {attempt} of {max_restarts} restarts: {more}")
+            likely = "mostly because memory ran out" if first.exit_code == -signal.SIGKILL else "a signal from outside"
+            reason = first.error.get("message") or likely
+            raise ChildProcessError(f"{first} after {attempt} of {max_restarts} restarts: {reason}")
         again = f"starting again from the last checkpoint, restart {attempt + 1} of {max_restarts}"
         print(f"{first}; {again}", file=sys.stderr, flush=True)
 
 
 def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, run_id: str) -> list[Failure]:
     """One torchelastic agent from start to end; empty where all workers of this node ended well."""
-    # before torch is imported: its C++ part reads its log level then
-    with inherited({**_of_workers(n), **_closed_to_the_network(n_nodes)}, "TORCHELASTIC_SIGNALS_TO_HANDLE"):
+    # 1. what workers find in their environment; before torch is imported, whose C++ part reads its log level then
+    variables = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, n_cores() // n))),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
+        PARENT: str(os.getpid()),
+    }
+    # gloo and NCCL trust whoever connects: workers of one machine talk to each other on its own interface
+    interface = next((name for _, name in socket.if_nameindex() if re.fullmatch(r"lo\d*", name)), None)
+    if n_nodes == 1 and interface is not None:
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            variables[name] = os.environ.get(name, interface)
+    with inherited(variables, "TORCHELASTIC_SIGNALS_TO_HANDLE"):
         from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-        from torch.distributed.elastic.rendezvous.api import RendezvousError
+        from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousParameters
+        from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+        # what torchelastic logs is said here in our words
         for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torchelastic-events-null"):
             logger = logging.getLogger(name)
-            logger.handlers, logger.propagate = [logging.NullHandler()], False  # we say it in our words
+            logger.handlers, logger.propagate = [logging.NullHandler()], False
+
+        # 2. start the workers, and wait for all of them
         seconds = RENDEZVOUS_TIMEOUT_S if run_id.endswith("-0") else RESTART_TIMEOUT_S
         try:
             with stoppable(), tempfile.TemporaryDirectory(prefix="quartet-") as folder:
@@ -184,17 +202,21 @@ def _attempt(command: list[str], n: int, n_nodes: int, rendezvous: str | None, r
                     signals_to_handle=",".join(signum.name for signum in stopping()),
                 )
                 try:
-                    if n_nodes > 1 and rendezvous:
-                        _rendezvous_store(rendezvous)
+                    # the store at which nodes meet outlives this attempt's agent, which uses it
+                    if n_nodes > 1 and rendezvous and rendezvous not in _meeting_points:
+                        where = RendezvousParameters("c10d", rendezvous, "quartet", 1, 1, read_timeout=seconds)
+                        _meeting_points[rendezvous] = create_backend(where)
                     elastic_launch(config, command[0])(*command[1:])
                 except RendezvousError as error:
-                    if any(Path(folder).iterdir()):  # torchelastic makes a folder when it starts workers
+                    # torchelastic makes a folder when it starts workers
+                    if any(Path(folder).iterdir()):
                         return [Failure(0, 1, exception_to_dict(error))]
                     raise ConnectionError(
                         f"{n_nodes} nodes did not meet at {rendezvous} within {seconds} s: the same command must run on "
                         f"each of them; where one failed, what it printed says why ({type(error).__name__}: {error})"
                     ) from error
-        except SignalException as stop:  # torchelastic has passed it on and waited
+        # 3. how it ended; a signal has been passed on, and the workers have saved
+        except SignalException as stop:
             raise Interrupted(stop.sigval) from None
         except ChildFailedError as error:
             ends = [(rank, f.exitcode, f.error_file_data) for rank, f in error.failures.items()]
@@ -224,32 +246,6 @@ def _loopback_rendezvous() -> str:
 
     rendezvous_handler_registry.register("quartet", AtHome)
     return "quartet"
-
-
-@cache
-def _rendezvous_store(rendezvous: str) -> Any:
-    """The store at which nodes meet, served by one of them until it ends; agents, which use it, end with each attempt."""
-    from torch.distributed.elastic.rendezvous import RendezvousParameters
-    from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
-
-    return create_backend(RendezvousParameters("c10d", rendezvous, "quartet", 1, 1, read_timeout=RENDEZVOUS_TIMEOUT_S))
-
-
-def _of_workers(n: int) -> dict[str, str]:
-    """What workers find in their environment: their share of the cores, whom they belong to."""
-    return {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, n_cores() // n))),
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a lost connection is reported once
-        PARENT: str(os.getpid()),
-    }
-
-
-def _closed_to_the_network(n_nodes: int) -> dict[str, str]:
-    """Workers of one machine talk to each other on its own interface, as gloo and NCCL trust whoever connects."""
-    own = next((name for _, name in socket.if_nameindex() if re.fullmatch(r"lo\d*", name)), None)
-    if n_nodes > 1 or own is None:
-        return {}
-    return {name: os.environ.get(name, own) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
 
 
 @contextmanager
@@ -321,7 +317,8 @@ def share_directory(make: Callable[[], Path]) -> Path:
             store.set(key, json.dumps({"error": exception_to_dict(error)}))
     made = json.loads(store.get(key))
     store.set(f"{key} {rank}", "read")
-    if rank == 0:  # whose end may be the store's
+    # rank 0 serves the store: its end may come only when all have read
+    if rank == 0:
         store.wait([f"{key} {other}" for other in range(world_size)])
     if "error" in made:
         raise exception_from_dict(made["error"])

@@ -101,7 +101,8 @@ def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
         try:
             parts = prepare(run, data)
         except BaseException as error:
-            if data is not None:  # a new run: nothing is lost
+            # a new run: nothing is lost
+            if data is not None:
                 run.discard()
             if is_out_of_memory(error):
                 raise ValueError(TOO_LARGE) from error
@@ -148,6 +149,7 @@ def restore_data(run: Run, config: DictConfig) -> DataModule:
 
 def prepare(run: Run, data: DataModule | None = None) -> Parts:
     """Everything that training needs, built from the run directory; ValueError for what can be known to fail."""
+    # 1. the data, the network and its weights
     config = build.opened(run)
     build.seed_everything(config.seed)
     if data is None:
@@ -159,28 +161,13 @@ def prepare(run: Run, data: DataModule | None = None) -> Parts:
         weights.initialise(task.network, config, data.spec, weights.find_source(config), download=run.may_download)
     history = History(config.monitor.metric, config.monitor.mode)
     trainer = build.build_trainer(config, run.directory, train=True, callbacks=(history,))
-    _check_data_suffice(config, data, task, trainer)
-    if config.trainer.get("overfit_batches"):
-        data.overfit()
-    sizes = "  ".join(f"{part} {len(dataset):,}" for part, dataset in data.datasets.items())
-    parameters = sum(p.numel() for p in task.network.parameters())
-    say(f"samples: {sizes}  parameters: {parameters:,}  on {trainer.strategy.root_device}")
-    if trainer.world_size > 1:
-        n, world = data.batch_size, trainer.world_size
-        say(f"workers: {world}; a step takes {n * world} samples, {n} (data.batch_size) in each worker")
-    if config.run.name.startswith(f"{DEBUG}/") and trainer.is_global_zero:
-        _print_layers(task, data)
-    return Parts(data, task, trainer, history)
 
-
-def _check_data_suffice(config: DictConfig, data: DataModule, task: Task, trainer: Trainer) -> None:
-    """Raise ValueError if the data are too few for the monitored metric, for batch normalisation or for one step."""
-    # 1. the metric has a value, whatever is predicted
+    # 2. the monitored metric has a value, whatever is predicted
     targets = getattr(data.datasets["val"], "target", None)
     if isinstance(targets, torch.Tensor) and config.monitor.metric.removeprefix("val/") in task.undefined(targets):
         raise ValueError(_undefined(config.monitor.metric))
 
-    # 2. one value of each channel has no variance
+    # 3. a batch suffices for batch normalisation: one value of each channel has no variance
     norms = [module for module in task.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if data.batch_size == 1 and norms:
         try:
@@ -192,15 +179,28 @@ def _check_data_suffice(config: DictConfig, data: DataModule, task: Task, traine
                 f"use {other}data.batch_size=2 or more"
             ) from error
 
-    # 3. an epoch has the batches of one optimizer step
-    n, window = len(data.datasets["train"]), trainer.accumulate_grad_batches
-    wanted = data.batch_size * trainer.world_size * window
+    # 4. an epoch has the batches of one optimizer step
+    n, window, world = len(data.datasets["train"]), trainer.accumulate_grad_batches, trainer.world_size
+    wanted = data.batch_size * world * window
     if window > 1 and n < wanted:
         raise ValueError(
             f"a step takes {wanted} samples (data.batch_size={data.batch_size} × "
-            f"trainer.accumulate_grad_batches={window} × {trainer.world_size} workers), and there are {n:,} to train on; "
+            f"trainer.accumulate_grad_batches={window} × {world} workers), and there are {n:,} to train on; "
             "lower one of them"
         )
+
+    if config.trainer.get("overfit_batches"):
+        data.overfit()
+    # 5. say what is trained
+    sizes = "  ".join(f"{part} {len(dataset):,}" for part, dataset in data.datasets.items())
+    parameters = sum(p.numel() for p in task.network.parameters())
+    say(f"samples: {sizes}  parameters: {parameters:,}  on {trainer.strategy.root_device}")
+    if world > 1:
+        size = data.batch_size
+        say(f"workers: {world}; a step takes {size * world} samples, {size} (data.batch_size) in each worker")
+    if config.run.name.startswith(f"{DEBUG}/") and trainer.is_global_zero:
+        _print_layers(task, data)
+    return Parts(data, task, trainer, history)
 
 
 def _first_inputs(data: DataModule, n: int) -> Any:
@@ -211,51 +211,56 @@ def _first_inputs(data: DataModule, n: int) -> Any:
 
 def _print_layers(task: Task, data: DataModule) -> None:
     """The network's layers in the order in which a batch of two passes them, with output shapes and parameters."""
-    network, rows = copy.deepcopy(task.network).cpu(), []
-
-    def note(name: str, module: nn.Module) -> None:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            shape = "×".join(map(str, output.shape)) if isinstance(output, torch.Tensor) else ""
-            own = sum(p.numel() for p in module.parameters())
-            rows.append((name, type(module).__name__, shape, f"{own:,}" if own else ""))
-
-        module.register_forward_hook(hook)
-
+    network = copy.deepcopy(task.network).cpu()
+    passed: list[tuple[str, nn.Module, Any]] = []
     for name, module in network.named_modules():
         if not list(module.children()):
-            note(name, module)
+            module.register_forward_hook(lambda module, _, output, name=name: passed.append((name, module, output)))
     with torch.no_grad():
         network(**_first_inputs(data, min(2, len(data.datasets["train"]))))
+    rows = []
+    for name, module, output in passed:
+        shape = "×".join(map(str, output.shape)) if isinstance(output, torch.Tensor) else ""
+        own = sum(p.numel() for p in module.parameters())
+        rows.append((name, type(module).__name__, shape, f"{own:,}" if own else ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
-    sys.stdout.flush()
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        print(f"  {line}".rstrip(), flush=True)
 
 
 def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:
+    # 1. remove what the run had before it was resumed
     data, task, trainer, _ = parts
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
-    for name in ("result.json", "error.txt"):  # of the part before, if the run resumes
+    for name in ("result.json", "error.txt"):
         (run.directory / name).unlink(missing_ok=True)
-    for logger in trainer.loggers:  # TensorBoard's table says more once the run has ended
+    # TensorBoard's table says more once the run has ended
+    for logger in trainer.loggers:
         if not isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(tensorboard.flatten(build.plain(run.config)))  # type: ignore[arg-type]
+
+    # 2. fit
     trainer.fit(task, datamodule=data, ckpt_path=run.last_checkpoint, weights_only=True)
     for stopper in trainer.early_stopping_callbacks:
         if stopper.wait_count >= stopper.patience:
             say(f"stopped: {stopper.monitor} has not improved for {stopper.patience} validations")
-    # a callback of the sweep may have stopped it; what is pruned is not worth a test
+
+    # 3. test; a callback of the sweep may have stopped it, and what is pruned is not worth a test
     pruned = any(getattr(callback, "pruned", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     test_metrics: dict[str, float] = {}
     if run.config.get("test", True) and not pruned:
-        if run.checkpoints.is_dir():  # callbacks.checkpoint=null keeps the last weights, in memory only
+        # callbacks.checkpoint=null keeps the last weights, in memory only
+        if run.checkpoints.is_dir():
             trainer.strategy.load_model_state_dict(weights.read_checkpoint(run.best_checkpoint))
         test_metrics = measure(trainer, task, data, "test")
+
+    # 4. the result, last; an error.txt is of another command that failed meanwhile
     result = {"status": "pruned" if pruned else "completed", **_facts(run, parts, test_metrics)}
     if trainer.is_global_zero:
         write_hparams(run, trainer.loggers, result)
-        (run.directory / "error.txt").unlink(missing_ok=True)  # of another command that may have failed meanwhile
+        (run.directory / "error.txt").unlink(missing_ok=True)
         run.write("result.json", result)
     return result
 
@@ -296,17 +301,15 @@ def _facts(run: Run, parts: Parts, test_metrics: dict[str, float]) -> dict[str, 
 
 
 def write_hparams(run: Run, loggers: list[Logger], result: dict[str, Any]) -> None:
-    """The run in TensorBoard's HPARAMS tab, however it ended.
-
-    The tab shows few columns: of a sweep's job what varies, of a single run what was chosen on its command line and what
-    always matters.
-    """
+    """The run in TensorBoard's HPARAMS tab, however it ended; where a file of the run is damaged, the tab says less."""
+    damaged = (OSError, ValueError, LookupError, TypeError, AttributeError)
     shown: dict[str, Any] = {}
-    damaged = (OSError, ValueError, LookupError, TypeError, AttributeError)  # then the table says less
+    # few columns: of a sweep's job what varies
     with suppress(*damaged):
         space = Run(run.directory.parent).read("sweep.json")["space"]
         words = [word.lstrip("+").partition("=") for word in run.read("trial.json")["overrides"]]
         shown = {key: _number_or_text(value) for key, _, value in words if key in {name.lstrip("+") for name in space}}
+    # of a single run what was chosen on its command line, and what always matters
     if not shown:
         config = build.plain(run.config)
         values = tensorboard.flatten(config)

@@ -39,13 +39,14 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        """Lightning's own, which asks for `configure_model`; the optimizer is built after the parameters are replaced."""
+        # Lightning's own asks for `configure_model`
         task: Any = self.lightning_module
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(task)
         shard(task.network, self.device_mesh["data_parallel"])
-        self.model_to_device()  # after: no device ever holds the whole network
+        # after sharding: no device ever holds the whole network, and the optimizer gets the new parameters
+        self.model_to_device()
         self.barrier()
         if trainer.state.fn == "fit":
             self.setup_optimizers(trainer)
@@ -61,16 +62,12 @@ class ShardedStrategy(ModelParallelStrategy):
         finally:
             network.set_requires_gradient_sync(True)
 
-    # buffers (batch norm): each worker moves its own in training; all evaluate with those that are saved, as DDP does
     def on_validation_start(self) -> None:
-        self._share_buffers()
-
-    def on_test_start(self) -> None:
-        self._share_buffers()
-
-    def _share_buffers(self) -> None:
+        # buffers (batch norm): each worker moves its own in training; all evaluate with those that are saved, as DDP does
         for buffer in self.lightning_module.network.buffers():
             torch.distributed.broadcast(buffer, src=0)
+
+    on_test_start = on_validation_start
 
     # checkpoints
     @property
@@ -102,6 +99,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            # the state is kept by number, in the order of the groups
             numbers = [number for group in saved["param_groups"] for number in group["params"]]
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
@@ -114,20 +112,18 @@ class ShardedStrategy(ModelParallelStrategy):
 
 def shard(network: nn.Module, mesh: Any) -> None:
     """Each block, then the rest, is gathered when it is used and freed after it."""
+    # a second pass: test after fit
     if isinstance(network, FSDPModule):
-        return  # a second pass: test after fit
+        return
+    # fully_shard refuses channels_last
     for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()  # fully_shard refuses channels_last
-    for module in [*_blocks(network), network]:
+        parameter.data = parameter.data.contiguous()
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    blocks = [block for blocks in lists for block in blocks if list(block.parameters())]
+    for module in [*blocks, network]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     if hasattr(network, "advance"):
         register_fsdp_forward_method(network, "advance")
-
-
-def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    for module in network.modules():
-        if isinstance(module, nn.ModuleList):
-            yield from (block for block in module if any(True for _ in block.parameters()))
 
 
 def _shard_like(value: Any, like: Any) -> Any:

@@ -36,7 +36,8 @@ SHOWN = 3  # misfits named in a message; the others are of the same kind
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The file's content, on the CPU; ValueError if it is more than tensors and plain containers, or damaged."""
     try:
-        if zipfile.is_zipfile(path):  # torch compares no checksums; torchvision's oldest files are no archives
+        # torch compares no checksums; torchvision's oldest files are no archives
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as file:
                 if torn := file.testzip():
                     raise zipfile.BadZipFile(torn)
@@ -97,8 +98,9 @@ def _load(module: nn.Module, state: dict[str, Tensor], *, fresh: tuple[str, ...]
     own = module.state_dict()
     other = {name for name in state.keys() & own.keys() if state[name].shape != own[name].shape}
     misfits = [f"{name} is {shape(state[name])} there and {shape(own[name])} here" for name in own if name in other]
+    # in place: torch keeps the versions of modules beside the tensors
     for name in other:
-        del state[name]  # in place: torch keeps the versions of modules beside the tensors
+        del state[name]
     missing, unexpected = module.load_state_dict(state, strict=False)
     misfits += [f"{name} is not there" for name in missing if name not in other and not name.startswith(fresh)]
     misfits += [f"{name} is not here" for name in unexpected]

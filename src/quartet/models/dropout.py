@@ -7,35 +7,25 @@ Letters: B batch, T time, D width.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _Dropout(nn.Module):
-    """(B, T, D) times `mask(x)`, in training only; a probability of 0 draws no random numbers."""
-
-    def __init__(self, probability: float):
-        super().__init__()
-        self.probability = probability
+class LockedDropout(nn.Dropout):
+    """(B, T, D): the whole sequence loses the same features; the others are scaled up for them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.mask(x) if self.training and self.probability else x
-
-    @abstractmethod
-    def mask(self, x: Tensor) -> Tensor: ...
-
-
-class LockedDropout(_Dropout):
-    """The whole sequence loses the same features; the others are scaled up for them."""
-
-    def mask(self, x: Tensor) -> Tensor:
-        return nn.functional.dropout(torch.ones_like(x[:, :1]), self.probability)
+        # a probability of 0 draws no random numbers
+        if not self.training or not self.p:
+            return x
+        return x * F.dropout(torch.ones_like(x[:, :1]), self.p)  # (B, T, D) * (B, 1, D)
 
 
-class TokenDropout(_Dropout):
-    """Whole positions are lost, as if those words had not been there: nothing else is scaled up for them."""
+class TokenDropout(nn.Dropout):
+    """(B, T, D): whole positions are lost, as if those words had not been there; nothing is scaled up for them."""
 
-    def mask(self, x: Tensor) -> Tensor:
-        return torch.rand_like(x[..., :1]) >= self.probability
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x
+        return x * (torch.rand_like(x[..., :1]) >= self.p)  # (B, T, D) * (B, T, 1)

@@ -55,14 +55,56 @@ class TorchvisionClassifier(nn.Module):
         signatures.check(TorchvisionClassifier, locals())
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.backbone = _build(name, image_size, n_classes)
-        small_stem = image_size <= SMALL_SIDE and weights is None if small_stem == "auto" else small_stem
-        self.small_stem = bool(small_stem) and isinstance(self.backbone, models.ResNet)
-        if isinstance(self.backbone, models.ResNet) and small_stem:
-            _use_small_stem(self.backbone)
-        _fit_channels(self.backbone, in_channels)
-        self.head_name = _fit_head(self.backbone, dropout)
-        self._try(name, in_channels, image_size)
+
+        # 1. torchvision's network, without weights
+        options: dict[str, Any] = {}
+        if name.startswith("vit_"):
+            options = {"image_size": image_size}
+        elif name.startswith("maxvit_"):
+            options = {"input_size": (image_size, image_size)}
+        elif name in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False, "init_weights": True}
+        try:
+            self.backbone = models.get_model(name, weights=None, num_classes=n_classes, **options)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ValueError(_does_not_fit(name, image_size, error)) from error
+
+        # 2. small images: 3×3 with stride 1 for 7×7 with stride 2 and no max-pool, so the first stage sees every pixel
+        if small_stem == "auto":
+            small_stem = image_size <= SMALL_SIDE and weights is None
+        self.small_stem = small_stem and isinstance(self.backbone, models.ResNet)
+        if self.small_stem:
+            _, first = _first_convolution(self.backbone)
+            stem = nn.Conv2d(3, first.out_channels, kernel_size=3, padding=1, bias=False)
+            nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+            self.backbone.set_submodule("conv1", stem)
+            self.backbone.set_submodule("maxpool", nn.Identity())
+
+        # 3. one channel: the sum over the first convolution's three filters keeps its responses to grey images
+        _, first = _first_convolution(self.backbone)
+        if first.in_channels != in_channels:
+            assert in_channels == 1 and first.groups == 1, "images have 1 or 3 channels"
+            first.in_channels = in_channels
+            first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))
+
+        # 4. the last layer starts small, behind our dropout; the family's own is switched off
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        layers = [(n, m) for n, m in self.backbone.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        self.head_name, last = layers[-1]
+        nn.init.normal_(last.weight, std=0.01)
+        if last.bias is not None:
+            nn.init.zeros_(last.bias)
+        self.backbone.set_submodule(self.head_name, nn.Sequential(nn.Dropout(dropout), last))
+
+        # 5. classify one black image: the only check of the size that holds for every family
+        try:
+            with torch.no_grad():
+                self.eval().forward(torch.zeros(1, in_channels, image_size, image_size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ValueError(_does_not_fit(name, image_size, error)) from error
+        self.train()
         self.to(memory_format=self.memory_format)
 
     @staticmethod
@@ -97,11 +139,12 @@ class TorchvisionClassifier(nn.Module):
 
         Changed in place, as torch keeps the versions of modules beside the tensors.
         """
-        stem, convolution = _stem(self.backbone)
+        first_name, first = _first_convolution(self.backbone)
         for key in list(state):
             name = _OLD_DENSENET.sub(r"\1\2", key)
             value = state.pop(key)
-            if name == f"{stem}.weight" and convolution.in_channels == 1 and value.ndim == 4:
+            if name == f"{first_name}.weight" and first.in_channels == 1 and value.ndim == 4:
+                # colour filters as one of grey
                 value = value.sum(dim=1, keepdim=True)
             if not name.startswith((*self.fresh, *_AUXILIARY)):
                 state[name] = value
@@ -110,15 +153,6 @@ class TorchvisionClassifier(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1 or 3, S, S) normalised -> (B, C)."""
         return self.backbone(image.contiguous(memory_format=self.memory_format))
-
-    @torch.no_grad()
-    def _try(self, name: str, in_channels: int, image_size: int) -> None:
-        """Classify one black image: the only check that holds for every family."""
-        try:
-            self.eval().forward(torch.zeros(1, in_channels, image_size, image_size))
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise ValueError(_does_not_fit(name, image_size, error)) from error
-        self.train()
 
 
 def known_weights(name: str) -> list[str]:
@@ -131,20 +165,6 @@ def is_file(weights: str) -> bool:
     return weights.endswith((".pth", ".pt"))
 
 
-def _build(name: str, image_size: int, n_classes: int) -> nn.Module:
-    options: dict[str, Any] = {}
-    if name.startswith("vit_"):
-        options = {"image_size": image_size}
-    elif name.startswith("maxvit_"):
-        options = {"input_size": (image_size, image_size)}
-    elif name in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": True}
-    try:
-        return models.get_model(name, weights=None, num_classes=n_classes, **options)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(_does_not_fit(name, image_size, error)) from error
-
-
 def _does_not_fit(name: str, image_size: int, error: Exception) -> str:
     reason = str(error).splitlines()[0]
     return (
@@ -153,40 +173,8 @@ def _does_not_fit(name: str, image_size: int, error: Exception) -> str:
     )
 
 
-def _use_small_stem(resnet: models.ResNet) -> None:
-    """3×3 with stride 1 for 7×7 with stride 2, no max-pool: the first stage sees every pixel."""
-    resnet.conv1 = nn.Conv2d(3, resnet.conv1.out_channels, kernel_size=3, padding=1, bias=False)
-    nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
-    resnet.set_submodule("maxpool", nn.Identity())
-
-
-def _stem(backbone: nn.Module) -> tuple[str, nn.Conv2d]:
-    """The name and the first convolution."""
+def _first_convolution(backbone: nn.Module) -> tuple[str, nn.Conv2d]:
     return next((name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
-
-
-def _fit_channels(backbone: nn.Module, in_channels: int) -> None:
-    """Make the first convolution read `in_channels`; one channel by the sum over its three, so that responses keep."""
-    _, stem = _stem(backbone)
-    if stem.in_channels == in_channels:
-        return
-    assert in_channels == 1 and stem.groups == 1, "images have 1 or 3 channels"
-    stem.in_channels = in_channels
-    stem.weight = nn.Parameter(stem.weight.detach().sum(dim=1, keepdim=True))
-
-
-def _fit_head(backbone: nn.Module, dropout: float) -> str:
-    """Put `dropout` before the last layer, which starts small; other dropout is switched off. Returns the layer's name."""
-    for module in backbone.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    layers = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    name, head = list(layers.items())[-1]
-    nn.init.normal_(head.weight, std=0.01)
-    if head.bias is not None:
-        nn.init.zeros_(head.bias)
-    backbone.set_submodule(name, nn.Sequential(nn.Dropout(dropout), head))
-    return name
 
 
 class SmallResNet(nn.Module):
@@ -214,11 +202,14 @@ class SmallResNet(nn.Module):
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.logit_scale = logit_scale
         width, side = max(1, widths[0] // 2), image_size
+
+        # the side is halved only while it is above 4 pixels: 8×8 images keep something to convolve
         self.stem = _convolution(in_channels, width)
         self.stages = nn.Sequential()
         for d_out in widths:
             self.stages.append(Stage(width, d_out, halve=side > 4))
             width, side = d_out, side // 2 if side > 4 else side
+
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, n_classes))
         self.to(memory_format=self.memory_format)
 
@@ -248,7 +239,7 @@ class Stage(nn.Module):
         self.refine = _convolution(d_out, d_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.widen(x)
+        x = self.widen(x)  # (B, D, S, S) or (B, D, S/2, S/2)
         return x + self.refine(x)
 
 

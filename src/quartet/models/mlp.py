@@ -26,6 +26,7 @@ from quartet.models.tabular import (
 )
 from quartet.signatures import PositiveFloat, PositiveInt, Probability, Rule
 
+# the names that `conf/model` may give
 _ACTIVATIONS = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -89,25 +90,32 @@ class MLP(nn.Module):
         signatures.check(MLP, locals())
         super().__init__()
         self.n_members = ensemble
+        members = ensemble > 1
+
+        # 1. a vector for each column: of categorical ones always, of numeric ones if asked for
         self.embeddings = nn.ModuleList(nn.Embedding(n, embedding_width(n, max_embedding)) for n in cardinalities)
         self.numeric = nn.Identity()
         if numeric_embedding != "none" and n_numeric:
-            periodic = numeric_embedding == "periodic"
-            code = (
-                Periodic(n_numeric, n_frequencies, frequency_scale) if periodic else PiecewiseLinear(quantiles, n_bins)
-            )
+            if numeric_embedding == "periodic":
+                code = Periodic(n_numeric, n_frequencies, frequency_scale)
+            else:
+                code = PiecewiseLinear(quantiles, n_bins)
             self.numeric = NumericEmbedding(code, n_numeric, d_numeric)
         width = n_numeric * (1 if isinstance(self.numeric, nn.Identity) else d_numeric)
         width += sum(embedding_width(n, max_embedding) for n in cardinalities)
+
+        # 2. hidden layers; members of an ensemble share the weights and differ from the first layer on
+        normalise = MemberBatchNorm if members and normalization == "batch" else _NORMALIZATIONS[normalization]
         self.layers = nn.Sequential()
         for i, d_hidden in enumerate(hidden):
+            linear = MemberLinear(width, d_hidden, ensemble, spread=i == 0) if members else nn.Linear(width, d_hidden)
             self.layers.append(
-                _layer(width, d_hidden, activation, normalization, dropout, self.n_members, first=i == 0)
+                nn.Sequential(linear, normalise(d_hidden), _ACTIVATIONS[activation](), nn.Dropout(dropout))
             )
             width = d_hidden
-        self.head = (
-            nn.Linear(width, n_outputs) if self.n_members == 1 else MemberHeads(width, n_outputs, self.n_members)
-        )
+
+        # 3. the head; each member has its own
+        self.head = MemberHeads(width, n_outputs, ensemble) if members else nn.Linear(width, n_outputs)
         self._initialise(_INITIALIZATIONS[initialization])
 
     @staticmethod
@@ -118,41 +126,30 @@ class MLP(nn.Module):
         return []
 
     def _initialise(self, initialise_weight) -> None:
-        """Hidden layers by name; head near zero, so that the loss starts at ln(classes); unseen values add nothing."""
         for module in self.layers.modules():
             if isinstance(module, nn.Linear | MemberLinear):
                 initialise_weight(module.weight)
                 nn.init.zeros_(module.bias)
+        # near zero, so that the loss starts at ln(classes)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
-        for embedding in self.embeddings:  # normal with 1, like a standardised numeric column
+        # torch's normal with 1, like a standardised numeric column; unseen values add nothing
+        for embedding in self.embeddings:
             nn.init.zeros_(embedding.get_parameter("weight").detach()[0])
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         """(B, N) scaled and (B, K) codes -> (B, C), or (B, k, C) from an ensemble in training."""
         embedded = [embedding(categorical[:, i]) for i, embedding in enumerate(self.embeddings)]
-        x = torch.cat((self.numeric(numeric), *embedded), dim=1)
+        x = torch.cat((self.numeric(numeric), *embedded), dim=1)  # (B, D)
         if self.n_members == 1:
             return self.head(self.layers(x))
-        outputs = self.head(self.layers(x.unsqueeze(1).expand(-1, self.n_members, -1)))
-        return outputs if self.training else _average(outputs)
 
-
-def _average(outputs: Tensor) -> Tensor:
-    """The members' prediction: (B, k, C) -> (B, C)."""
-    if outputs.shape[-1] == 1:
-        return outputs.mean(1)
-    return outputs.log_softmax(-1).logsumexp(1) - math.log(outputs.shape[1])
-
-
-def _layer(
-    width: int, d_hidden: int, activation: str, normalization: str, dropout: float, k: int, *, first: bool
-) -> nn.Sequential:
-    members = k > 1
-    normalise = MemberBatchNorm if members and normalization == "batch" else _NORMALIZATIONS[normalization]
-    return nn.Sequential(
-        MemberLinear(width, d_hidden, k, spread=first) if members else nn.Linear(width, d_hidden),
-        normalise(d_hidden),
-        _ACTIVATIONS[activation](),
-        nn.Dropout(dropout),
-    )
+        # every member reads the same row
+        x = x.unsqueeze(1).expand(-1, self.n_members, -1)  # (B, k, D)
+        x = self.head(self.layers(x))  # (B, k, C)
+        if self.training:
+            return x
+        # the members' prediction: the mean of their numbers, or the logarithm of the mean of their probabilities
+        if x.shape[-1] == 1:
+            return x.mean(1)
+        return x.log_softmax(-1).logsumexp(1) - math.log(self.n_members)

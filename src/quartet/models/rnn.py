@@ -41,15 +41,14 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, state: Any, turned: Tensor | None) -> tuple[Tensor, Any]:
         """(B, T, D), the state before it, and where to find each position in a turned text -> (B, T, R·H), state."""
-        y, state = self.ahead(x, state)
+        y, state = self.ahead(x, state)  # (B, T, H)
         if self.back is None or turned is None:
             return y, state
-        y_back, _ = self.back(_turn(x, turned))
-        return torch.cat((y, _turn(y_back, turned)), dim=-1), state
 
-
-def _turn(x: Tensor, turned: Tensor) -> Tensor:
-    return x.gather(1, turned.unsqueeze(-1).expand_as(x))
+        # turn each text, read it, and turn what was read, so that both directions stand at their position
+        turned = turned.unsqueeze(-1)  # (B, T, 1)
+        y_back, _ = self.back(x.gather(1, turned.expand_as(x)))
+        return torch.cat((y, y_back.gather(1, turned.expand_as(y_back))), dim=-1), state
 
 
 def turned_positions(lengths: Tensor, n_positions: int) -> Tensor:
@@ -92,12 +91,15 @@ class RNN(nn.Module):
         self.pooling, self.bidirectional = pooling, bidirectional
         d_embedding, d_out = d_embedding or d_hidden, d_hidden * (1 + bidirectional)
 
+        # 1. embedding and recurrent layers
         self.embedding = nn.Embedding(vocab_size, d_embedding)
         self.token_dropout, self.dropout = TokenDropout(token_dropout), LockedDropout(dropout)
         self.layers = nn.ModuleList(
             Layer(cell=cell, d_in=d_out if i else d_embedding, d_hidden=d_hidden, bidirectional=bidirectional)
             for i in range(n_layers)
         )
+
+        # 2. the head; tied, it reads the embedding's width, which a projection restores where the layers have another
         tied = tie_embeddings and n_classes is None
         project = nn.Linear(d_out, d_embedding, bias=False) if tied and d_out != d_embedding else None
         last = nn.Linear(d_embedding if tied else d_out, n_classes or vocab_size)
@@ -117,25 +119,48 @@ class RNN(nn.Module):
         return problems
 
     def _initialise(self, last: nn.Linear) -> None:
-        """Embedding and head with variance 1/width (a classifier's head less): the loss starts near ln(V) or ln(C).
-
-        The cells then read unit variance. The usual ±0.1 (AWD-LSTM) starves them: 2.92 instead of 2.16 nats after 150
-        steps of an LSTM on bytes.
-        """
+        # embedding and head with variance 1/width (a classifier's head less): the loss starts near ln(V) or ln(C), and
+        # the cells read unit variance; the usual ±0.1 (AWD-LSTM) starves them: 2.92 instead of 2.16 nats after 150
+        # steps of an LSTM on bytes
         nn.init.normal_(last.weight, std=last.in_features**-0.5 if self.n_classes is None else 0.02)
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
         nn.init.zeros_(last.bias)
-        for module in self.layers.modules():
-            if isinstance(module, nn.RNNBase):
-                _initialise_cell(module)
+
+        for cell in self.layers.modules():
+            if not isinstance(cell, nn.RNNBase):
+                continue
+            # per gate: Xavier input weights, orthogonal recurrent weights, zero biases
+            for name, parameter in cell.named_parameters():
+                if name.startswith("bias"):
+                    nn.init.zeros_(parameter)
+                    continue
+                initialise = nn.init.xavier_uniform_ if name.startswith("weight_ih") else nn.init.orthogonal_
+                for gate in parameter.detach().split(cell.hidden_size):  # views of the weights, (H, ·) each
+                    initialise(gate)
+            # the LSTM's forget gate starts at 1; torch's order of gates is input, forget, cell, output
+            if isinstance(cell, nn.LSTM):
+                nn.init.ones_(cell.get_parameter("bias_ih_l0").detach()[cell.hidden_size : 2 * cell.hidden_size])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, V), or (B, C) for a classifier."""
         if self.n_classes is None:
             return self.advance(tokens, None)[0]
+
+        # 1. the states at every position, in one or both directions
         lengths = (tokens != self.pad_id).sum(1).clamp(min=1)  # (B,)
         x, _ = self._encode(tokens, None, turned_positions(lengths, tokens.shape[1]))  # (B, T, R·H)
-        return self.head(self._pool(x, lengths))
+
+        # 2. pooled over the positions before the padding; "last" is the final state of each direction
+        keep = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(-1)  # (B, T, 1)
+        if self.pooling == "mean":
+            x = (x * keep).sum(1) / lengths.unsqueeze(1).to(x.dtype)
+        elif self.pooling == "max":
+            x = x.masked_fill(~keep, float("-inf")).amax(1)
+        else:
+            last = x.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, x.shape[2])).squeeze(1)  # (B, R·H)
+            half = x.shape[2] // 2
+            x = torch.cat((last[:, :half], x[:, 0, half:]), dim=-1) if self.bidirectional else last
+        return self.head(x)  # (B, C)
 
     def advance(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """(B, T) new tokens after those in `state` -> logits (B, T, V) and the state after them."""
@@ -143,7 +168,8 @@ class RNN(nn.Module):
         return self.head(x), state
 
     def _encode(self, tokens: Tensor, state: State | None, turned: Tensor | None) -> tuple[Tensor, State]:
-        x = self.embedding(tokens) * self.embedding.embedding_dim**0.5  # (B, T, E), unit variance at the start
+        # the scale makes the variance 1 at the start
+        x = self.embedding(tokens) * self.embedding.embedding_dim**0.5  # (B, T, E)
         x = self.dropout(self.token_dropout(x))
         after = []
         for i, layer in enumerate(self.layers):
@@ -151,28 +177,3 @@ class RNN(nn.Module):
             x = self.dropout(x)
             after.append(layer_state)
         return x, after
-
-    def _pool(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, T, R·H) -> (B, R·H) over the first `lengths` positions; "last" is the final state of each direction."""
-        keep = (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)).unsqueeze(-1)  # (B, T, 1)
-        if self.pooling == "mean":
-            return (x * keep).sum(1) / lengths.unsqueeze(1).to(x.dtype)
-        if self.pooling == "max":
-            return x.masked_fill(~keep, float("-inf")).amax(1)
-        last = x.gather(1, (lengths - 1).view(-1, 1, 1).expand(-1, 1, x.shape[2])).squeeze(1)
-        if not self.bidirectional:
-            return last
-        d_hidden = x.shape[2] // 2
-        return torch.cat((last[:, :d_hidden], x[:, 0, d_hidden:]), dim=-1)
-
-
-def _initialise_cell(cell: nn.RNNBase) -> None:
-    """Per gate: Xavier input weights, orthogonal recurrent weights, zero biases; the LSTM's forget gate starts at 1."""
-    for name, parameter in cell.named_parameters():
-        if name.startswith("bias"):
-            nn.init.zeros_(parameter)
-            continue
-        for gate in parameter.detach().split(cell.hidden_size):  # views of the weights, (H, ·) each
-            (nn.init.xavier_uniform_ if name.startswith("weight_ih") else nn.init.orthogonal_)(gate)
-    if isinstance(cell, nn.LSTM):  # gates in torch's order: input, forget, cell, output
-        nn.init.ones_(cell.get_parameter("bias_ih_l0").detach()[cell.hidden_size : 2 * cell.hidden_size])

@@ -46,8 +46,24 @@ class Rotary(nn.Module):
         """(B, H, T, D/H) at positions start … start + T - 1, rotated; the shape is kept."""
         end = start + x.shape[-2]
         cos, sin = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)
-        a, b = x.chunk(2, dim=-1)
+        a, b = x.chunk(2, dim=-1)  # (B, H, T, D/H/2) each; feature i of both is a pair
         return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class Sinusoids(nn.Module):
+    """The fixed positions of Vaswani et al., section 3.5."""
+
+    table: Tensor
+
+    def __init__(self, context_length: int, d_model: int):
+        super().__init__()
+        rate = 10_000 ** (-torch.arange(0, d_model, 2).float() / d_model)
+        angle = torch.outer(torch.arange(context_length).float(), rate)
+        self.register_buffer("table", torch.stack((angle.sin(), angle.cos()), -1).flatten(1), persistent=False)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """(T,) positions -> (T, D)."""
+        return self.table[positions]
 
 
 class Attention(nn.Module):
@@ -67,16 +83,24 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None):
         """(B, T, D) and optional past -> (B, T, D) and the keys and values seen so far."""
-        start = 0 if past is None else past[0].shape[2]
-        q = self.query_norm(self._heads(self.query(x), self.n_heads))  # (B, H, T, D/H)
-        k = self.key_norm(self._heads(self.key(x), self.n_kv_heads))  # (B, G, T, D/H)
-        v = self._heads(self.value(x), self.n_kv_heads)
+        T, P = x.shape[1], 0 if past is None else past[0].shape[2]
+
+        # 1. split into heads
+        q = self.query(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, D/H)
+        k = self.key(x).unflatten(-1, (self.n_kv_heads, -1)).transpose(1, 2)  # (B, G, T, D/H)
+        v = self.value(x).unflatten(-1, (self.n_kv_heads, -1)).transpose(1, 2)  # (B, G, T, D/H)
+        q, k = self.query_norm(q), self.key_norm(k)
         if self.rotary is not None:
-            q, k = self.rotary(q, start), self.rotary(k, start)
+            q, k = self.rotary(q, P), self.rotary(k, P)
+
+        # 2. after past positions a new one sees all of them and the new ones up to itself; `is_causal` would align
+        #    the triangle with the first position
         if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
-        if self.causal and past is not None:
-            mask = _causal_mask(x.shape[1], start, x.device)
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, G, P + T, D/H)
+            if self.causal:
+                mask = torch.ones(T, P + T, dtype=torch.bool, device=x.device).tril(P)
+
+        # 3. attend, and join the heads: (B, H, T, D/H) -> (B, T, D)
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -88,22 +112,17 @@ class Attention(nn.Module):
         )
         return self.project(y.transpose(1, 2).flatten(2)), (k, v)
 
-    @staticmethod
-    def _heads(x: Tensor, n_heads: int) -> Tensor:
-        return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)  # (B, T, H·E) -> (B, H, T, E)
 
-
-def _causal_mask(length: int, start: int, device: torch.device) -> Tensor:
-    """(T, P + T): True where a new position may look."""
-    return torch.ones(length, start + length, dtype=torch.bool, device=device).tril(start)
+_ACTIVATIONS = {"relu2": lambda x: F.relu(x).square(), "relu": F.relu, "gelu": F.gelu}
 
 
 class FeedForward(nn.Module):
-    """Two projections around an activation; SwiGLU multiplies a gated third (two thirds of the width keep its size)."""
+    """Two projections around an activation; SwiGLU multiplies by a third one."""
 
     def __init__(self, *, d_model, d_ff, activation, bias):
         super().__init__()
         self.activation = activation
+        # three matrices with two thirds of the hidden width have as many parameters as two with all of it
         hidden = d_ff if activation != "swiglu" else int(d_ff * 2 / 3)
         self.expand = nn.Linear(d_model, hidden, bias=bias)
         self.gate = nn.Linear(d_model, hidden, bias=bias) if activation == "swiglu" else None
@@ -112,11 +131,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is not None:
             return self.project(F.silu(self.gate(x)) * self.expand(x))
-        hidden = self.expand(x)
-        return self.project(_ACTIVATIONS[self.activation](hidden))
-
-
-_ACTIVATIONS = {"relu2": lambda x: F.relu(x).square(), "relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+        return self.project(_ACTIVATIONS[self.activation](self.expand(x)))
 
 
 class Block(nn.Module):
@@ -175,12 +190,20 @@ class Transformer(nn.Module):
         n_kv_heads = n_kv_heads or n_heads
         self.context_length, self.n_classes, self.pad_id, self.pooling = context_length, n_classes, pad_id, pooling
         make_norm = nn.RMSNorm if norm == "rmsnorm" else nn.LayerNorm
-        rotary = Rotary(d_model // n_heads, context_length) if positions == "rotary" else None
 
+        # 1. tokens and positions: rotary ones turn queries and keys, the others are added to the embedding
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.embedding_scale = math.sqrt(d_model) if positions == "sinusoidal" else 1.0  # Vaswani et al., section 3.4
-        self.positions = _absolute_positions(positions, context_length, d_model)
+        rotary = self.positions = None
+        if positions == "rotary":
+            rotary = Rotary(d_model // n_heads, context_length)
+        elif positions == "learned":
+            self.positions = nn.Embedding(context_length, d_model)
+        else:
+            self.positions = Sinusoids(context_length, d_model)
         self.token_dropout, self.dropout = TokenDropout(token_dropout), nn.Dropout(dropout)
+
+        # 2. blocks, which share one rotary table
         self.blocks = nn.ModuleList(
             Block(
                 attention=Attention(
@@ -202,6 +225,8 @@ class Transformer(nn.Module):
             )
             for _ in range(n_layers)
         )
+
+        # 3. the head; blocks that end with a norm need no other before it
         self.norm = make_norm(d_model) if norm_position == "pre" else nn.Identity()
         self.head = nn.Linear(d_model, n_classes or vocab_size, bias=n_classes is not None)
         if tie_embeddings and n_classes is None:
@@ -227,7 +252,7 @@ class Transformer(nn.Module):
         return problems
 
     def _initialise(self, n_layers: int) -> None:
-        """GPT-2: normal with 0.02, residual projections shrunk by √(2·layers) so that the variance does not grow."""
+        # GPT-2: normal with 0.02, residual projections shrunk by √(2·layers) so that the variance does not grow
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 if name.endswith("bias"):
@@ -240,9 +265,19 @@ class Transformer(nn.Module):
         """(B, T) -> (B, T, V), or (B, C) for a classifier."""
         if self.n_classes is None:
             return self.head(self._encode(tokens, None, None)[0])
+
+        # a classifier pools over the positions that are not padding; a text of padding only becomes zero
         keep = tokens != self.pad_id  # (B, T)
-        x, _ = self._encode(tokens, keep[:, None, None, :], None)
-        return self.head(_POOL[self.pooling](x, keep))
+        x, _ = self._encode(tokens, keep[:, None, None, :], None)  # (B, T, D)
+        if self.pooling == "mean":
+            weight = keep.unsqueeze(-1).to(x.dtype)  # (B, T, 1)
+            x = (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+        elif self.pooling == "max":
+            lowest = torch.finfo(x.dtype).min
+            x = x.masked_fill(~keep.unsqueeze(-1), lowest).amax(1) * keep.any(1, keepdim=True)
+        else:
+            x = x[:, 0]
+        return self.head(x)  # (B, C)
 
     def advance(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """(B, T) new tokens after those in `state` -> logits (B, T, V) and the state with them (a KV cache)."""
@@ -250,49 +285,13 @@ class Transformer(nn.Module):
         return self.head(x), state
 
     def _encode(self, tokens: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
-        start = state[0][0].shape[2] if state else 0
+        start = state[0][0].shape[2] if state else 0  # P
         x = self.token_dropout(self.embedding(tokens) * self.embedding_scale)  # (B, T, D)
         if self.positions is not None:
-            x = x + self.positions(torch.arange(start, start + tokens.shape[1], device=tokens.device))
+            x = x + self.positions(torch.arange(start, start + tokens.shape[1], device=tokens.device))  # + (T, D)
         x = self.dropout(x)
         seen = []
         for i, block in enumerate(self.blocks):
             x, keys_and_values = block(x, mask, state[i] if state else None)
             seen.append(keys_and_values)
         return self.norm(x), seen
-
-
-def masked_mean(x: Tensor, keep: Tensor) -> Tensor:
-    """(B, T, D) averaged over the positions where `keep` (B, T) is true; zero if there are none."""
-    weight = keep.unsqueeze(-1).to(x.dtype)
-    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
-
-
-def masked_max(x: Tensor, keep: Tensor) -> Tensor:
-    """(B, T, D), the largest of each feature where `keep` (B, T) is true; zero where that is nowhere."""
-    lowest = torch.finfo(x.dtype).min
-    return x.masked_fill(~keep.unsqueeze(-1), lowest).amax(1) * keep.any(1, keepdim=True)
-
-
-_POOL = {"mean": masked_mean, "max": masked_max, "first": lambda x, keep: x[:, 0]}
-
-
-class Sinusoids(nn.Module):
-    """The fixed positions of Vaswani et al., section 3.5."""
-
-    table: Tensor
-
-    def __init__(self, context_length: int, d_model: int):
-        super().__init__()
-        rate = 10_000 ** (-torch.arange(0, d_model, 2).float() / d_model)
-        angle = torch.outer(torch.arange(context_length).float(), rate)
-        self.register_buffer("table", torch.stack((angle.sin(), angle.cos()), -1).flatten(1), persistent=False)
-
-    def forward(self, positions: Tensor) -> Tensor:
-        return self.table[positions]
-
-
-def _absolute_positions(kind: str, context_length: int, d_model: int) -> nn.Module | None:
-    if kind == "learned":
-        return nn.Embedding(context_length, d_model)
-    return Sinusoids(context_length, d_model) if kind == "sinusoidal" else None

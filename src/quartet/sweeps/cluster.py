@@ -98,15 +98,17 @@ def run_in_batches(
             waiting.append(job)
         if not waiting:
             return
+        # launchers count on from the first number
         batch = [waiting.pop(0)]
-        while waiting and waiting[0].number == batch[-1].number + 1:  # launchers count on from the first number
+        while waiting and waiting[0].number == batch[-1].number + 1:
             batch.append(waiting.pop(0))
         for job in batch:
             watcher.started(job)
         begun, overrides = time.monotonic(), [job.run.read("trial.json")["overrides"] for job in batch]
         try:
             returns = launcher.launch(overrides, initial_job_idx=batch[0].number)
-        except Exception:  # some launchers raise when one job is killed; the others may still be running
+        except Exception:
+            # some launchers raise when one job is killed; the others may still be running
             for job in batch:
                 ended(JobResult(job, "stopped", "the launcher gave up"))
             raise
@@ -127,7 +129,8 @@ class TrainRun:
         os.environ.update(self.environment)
         run, rank = Run(Path(self.directory)), int(os.environ.get("SLURM_PROCID", 0))
         code = train_directory(run.directory)
-        if code > 128:  # no end: submitit queues the job again, which only its first task may ask for
+        # no end: submitit queues the job again, which only its first task may ask for
+        if code > 128:
             sys.exit(0 if rank else code)
         if rank == 0:
             run.write(ENDED, {"exit_code": code})
@@ -204,8 +207,9 @@ class Submitit:
         if self.cluster == "slurm":
             listed = _ask("squeue", "--noheader", "--array", "--me", "--format=%i")
             return set(names if listed is None else listed.split())
+        # a process of this sweep, or of the one before it
         alive = set()
-        for name in names:  # a process of this sweep, or of the one before it
+        for name in names:
             try:
                 if name not in self._processes:
                     os.kill(int(name), 0)

@@ -6,7 +6,6 @@ import re
 import sys
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,18 +19,12 @@ REFRESH = 0.5  # seconds between two looks at the metrics
 SHOWN = ("train/loss", "val/loss", "val/bits_per_byte", "val/accuracy", "val/rmse")  # of a running job
 
 
-@dataclass
-class Row:
-    job: Job
-    begun: float = field(default_factory=time.monotonic)
-
-
 class Display:
     """Watches a launcher; `total` jobs are to come. A context manager, so that the terminal is left in order."""
 
     def __init__(self, total: int | None = None, live: bool | None = None):
         self.total, self.counts, self.best = total, Counter[str](), ""
-        self._rows: dict[int, Row] = {}
+        self._rows: dict[int, tuple[Job, float]] = {}  # jobs that run, with the time at which they started
         self._live: Any = None
         self._refreshed = 0.0
         if sys.stdout.isatty() if live is None else live:
@@ -51,7 +44,7 @@ class Display:
 
     def started(self, job: Job, log: Path | None = None) -> None:
         again = job.number in self._rows
-        self._rows[job.number] = Row(job)
+        self._rows[job.number] = job, time.monotonic()
         if self._live is None and not again:
             self.say(f"job {job.number} started: {job.label or 'defaults'}")
         self.tick(now=True)
@@ -60,8 +53,8 @@ class Display:
         self.say(f"job {job.number} is past its time limit of {in_words(seconds)}: stopping it", sys.stderr)
 
     def retried(self, result: JobResult) -> None:
-        again = "starting it again, from its last checkpoint if it has one"
-        self.say(f"job {result.job.number} {result.message}; {again}", sys.stderr)
+        what = f"job {result.job.number} {result.message}"
+        self.say(f"{what}; starting it again, from its last checkpoint if it has one", sys.stderr)
 
     def ended(self, result: JobResult, outcome: str, facts: str, *, best: bool = False) -> None:
         """`outcome`: completed, pruned, failed or stopped, as the sweep counts it; `facts`: what is known beyond that."""
@@ -107,9 +100,9 @@ class Display:
         table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(1, 2 * width // 5))
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         table.add_column(no_wrap=True, justify="right")
-        for row in list(self._rows.values())[: max(1, height - 2)]:
-            label, elapsed = printable(short(row.job.label)), in_seconds(self._refreshed - row.begun)
-            table.add_row(*map(Text, (f"job {row.job.number}", label, progress(row.job), elapsed)))
+        for job, begun in list(self._rows.values())[: max(1, height - 2)]:
+            label, elapsed = printable(short(job.label)), in_seconds(self._refreshed - begun)
+            table.add_row(*map(Text, (f"job {job.number}", label, progress(job), elapsed)))
         ended = sum(self.counts.values())
         parts = [f"{ended} of {self.total} ended" if self.total else f"{ended} ended"]
         parts += [*(f"{n} {name}" for name, n in self.counts.items()), f"{len(self._rows)} running", self.best]

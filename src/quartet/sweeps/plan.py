@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -55,7 +55,8 @@ class Plan:
         problems = list(_problems(settings, space, objectives))
         if problems:
             raise ValueError("\n".join(problems))
-        n_points = size(space) if settings["sampler"] == "grid" else None  # a grid has an end of its own
+        # a grid has an end of its own
+        n_points = size(space) if settings["sampler"] == "grid" else None
         return cls(
             command=list(command),
             space={dimension.key: dimension.text for dimension in space},
@@ -78,9 +79,6 @@ class Plan:
         except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); restore it, or start another sweep") from error
 
-    def as_data(self) -> dict[str, Any]:
-        return asdict(self)
-
     def differences(self, other: Plan) -> Iterator[str]:
         """What makes `other` a different sweep; the budget may change, the command's spelling too."""
         for key in sorted(self.space.keys() | other.space.keys()):
@@ -97,12 +95,13 @@ class Plan:
 
 def _problems(settings: Mapping[str, Any], space: list[Dimension], objectives: Any) -> Iterator[str]:
     """Values that are out of range, and values that contradict each other; one sentence for each."""
+    # 1. each by itself
     yield from filter(None, (dimension.problem() for dimension in space))
     for name, hint in SETTINGS.items():
         if not accepts(hint, settings[name]):
             yield f"sweep.{name} must be {words(hint)}, not {settings[name]!r}"
 
-    # objectives: val/ metrics, each with the direction in which it improves
+    # 2. objectives: val/ metrics, each with the direction in which it improves
     if not isinstance(objectives, dict) or not all(mode in ("min", "max") for mode in objectives.values()):
         yield f"sweep.objectives must name metrics with min or max, as in {{val/loss: min}}, not {objectives!r}"
         return
@@ -117,7 +116,7 @@ def _problems(settings: Mapping[str, Any], space: list[Dimension], objectives: A
     if settings["pruner"] and len(objectives) > 1:
         yield f"sweep.pruner={settings['pruner']} compares one objective, not {names}; use sweep.pruner=null"
 
-    # what each sampler can do
+    # 3. what each sampler can do
     if sampler == "grid":
         for dimension in space:
             if dimension.values is None:

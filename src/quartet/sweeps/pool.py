@@ -104,9 +104,10 @@ class Pool:
         self.logs.mkdir(parents=True, exist_ok=True)
         with inherited(self.environment), stoppable() as request:
             request.deferred, request.notice = True, NOTICE
-            # the server inherits blocked signals, as it has to outlive jobs that save a checkpoint; jobs unblock them
+            # the server inherits blocked signals, as it has to outlive jobs that save a checkpoint; jobs unblock them;
+            # the tracker runs before, else the server starts it, which unblocks signals again
             forkserver.set_forkserver_preload([*self.preload])
-            resource_tracker.ensure_running()  # else the server starts it, which unblocks signals again
+            resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             try:
                 forkserver.ensure_running()
@@ -177,7 +178,8 @@ class Pool:
     def _result(self, attempt: Attempt, stopping: bool) -> JobResult:
         """What a job's exit code and `result.json` say, unless it was asked to stop before it had ended."""
         status, message = outcome(attempt.job.run, attempt.process.exitcode)
-        with suppress(ProcessLookupError):  # what it has started and left behind
+        # what it has started and left behind
+        with suppress(ProcessLookupError):
             os.killpg(attempt.process.pid, signal.SIGKILL)
         if status == "killed" and stopping:
             status, message = "stopped", "stopped with the sweep"
@@ -199,7 +201,8 @@ def make_pool(settings: Mapping[str, Any], config: DictConfig) -> Pool:
     trainer, minutes = config.get("trainer") or {}, settings["timeout_minutes"]
     slots = make_slots(settings["workers"], trainer)
     threads = int(settings["threads"] or os.environ.get("OMP_NUM_THREADS") or max(1, n_cores() // len(slots)))
-    threads = max(1, threads // n_devices(trainer))  # those of a job are for all of its workers
+    # those of a job are for all of its workers
+    threads = max(1, threads // n_devices(trainer))
     return Pool(
         slots=slots,
         environment={"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)},  # the latter: tokenizers
@@ -242,7 +245,8 @@ def visible_gpus() -> list[str]:
         return []
     try:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=30, check=True)
-    except (OSError, subprocess.SubprocessError):  # installed without a driver
+    except (OSError, subprocess.SubprocessError):
+        # installed without a driver
         return []
     return [str(i) for i, _ in enumerate(re.findall("^GPU ", listed.stdout, re.M))]
 

@@ -6,7 +6,7 @@ A value travels as the text that Hydra would write, so that a job is composed as
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -62,7 +62,32 @@ def parse(params: Mapping[str, Any], arguments: Sequence[str], loader: Any) -> t
     words = [f"{key}={_as_hydra(value)}" for key, value in params.items()] + list(arguments)
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
     by_key = {override.key_or_group: override for override in overrides}
-    varied = [_dimension(o) for o in by_key.values() if o.is_sweep_override()]
+
+    varied = []
+    for override in by_key.values():
+        if not override.is_sweep_override():
+            continue
+        key, text, value = override.get_key_element(), override.get_value_string(), override.value()
+        tags = getattr(value, "tags", set())
+        values = low = high = step = None
+        whole = False
+        if isinstance(value, IntervalSweep):
+            low, high, whole = value.start, value.end, "int" in tags or isinstance(value.start, int)
+        else:
+            # the order of shuffle(…) is the same when a sweep resumes
+            state = random.getstate()
+            random.seed(0)
+            values = tuple(override.sweep_string_iterator())
+            random.setstate(state)
+            # a range has ends too, between which Optuna may sample
+            if isinstance(value, RangeSweep) and not value.shuffle and values:
+                numbers = sorted(Decimal(number) for number in values)
+                low, high = float(numbers[0]), float(numbers[-1])
+                step = float(numbers[1] - numbers[0]) if len(numbers) > 1 else None
+                whole = all(number == int(number) for number in numbers) and "." not in "".join(values)
+        varied.append(Dimension(key, text, values, low, high, step, whole, "log" in tags and low is not None))
+
+    # what has one value does not vary
     space = [d for d in varied if d.values is None or len(d.values) != 1]
     single = [f"{d.key}={d.values[0]}" for d in varied if d.values is not None and len(d.values) == 1]
     return space, [str(o.input_line) for o in by_key.values() if not o.is_sweep_override()] + single
@@ -71,30 +96,6 @@ def parse(params: Mapping[str, Any], arguments: Sequence[str], loader: Any) -> t
 def _as_hydra(value: Any) -> str:
     """Text is Hydra's own already; other YAML values are written as Hydra writes them."""
     return value if isinstance(value, str) else Override._get_value_element_as_str(value)
-
-
-def _dimension(override: Override) -> Dimension:
-    key, text, value = override.get_key_element(), override.get_value_string(), override.value()
-    tags = getattr(value, "tags", set())
-    if isinstance(value, IntervalSweep):
-        whole = "int" in tags or isinstance(value.start, int)
-        assert value.start is not None and value.end is not None
-        return Dimension(key, text, low=value.start, high=value.end, whole=whole, log="log" in tags)
-    values = tuple(_texts(override))
-    if not isinstance(value, RangeSweep) or value.shuffle or not values:
-        return Dimension(key, text, values)
-    numbers = sorted(Decimal(number) for number in values)
-    step = float(numbers[1] - numbers[0]) if len(numbers) > 1 else None
-    whole = all(number == int(number) for number in numbers) and "." not in "".join(values)
-    low, high = float(numbers[0]), float(numbers[-1])
-    return Dimension(key, text, values, low, high, step, whole, "log" in tags)
-
-
-def _texts(override: Override) -> Iterator[str]:
-    state = random.getstate()
-    random.seed(0)  # shuffle(…) gives the same order when a sweep resumes
-    yield from override.sweep_string_iterator()
-    random.setstate(state)
 
 
 def size(space: Sequence[Dimension]) -> int | None:
@@ -120,28 +121,25 @@ def point(space: Sequence[Dimension], number: int) -> dict[str, str]:
 def start_point(space: Sequence[Dimension], values: Mapping[str, Any]) -> dict[str, Any]:
     """A point that a person wrote down, as Optuna takes it; ValueError where it is not in the space."""
     keys = {dimension.key.lstrip("+"): dimension for dimension in space}
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for key, value in values.items():
         if key not in keys:
             raise ValueError(f"sweep.start names {key}, which is not varied; varied are {', '.join(keys) or 'none'}")
-        chosen[keys[key].key] = _inside(keys[key], value)
+        dimension, found = keys[key], None
+        if dimension.low is not None and dimension.high is not None:
+            if isinstance(value, int | float) and dimension.low <= value <= dimension.high:
+                found = int(value) if dimension.whole else float(value)
+        else:
+            # numbers may be written otherwise, and texts with quotes
+            for text in dimension.values or ():
+                try:
+                    same = float(text) == float(value)
+                except (TypeError, ValueError):
+                    same = text.strip("'\"") == _as_hydra(value).strip("'\"")
+                if same:
+                    found = text
+                    break
+        if found is None:
+            raise ValueError(f"sweep.start has {dimension.key}={value}, which is not in {dimension.text}")
+        chosen[dimension.key] = found
     return chosen
-
-
-def _inside(dimension: Dimension, value: Any) -> Any:
-    outside = f"sweep.start has {dimension.key}={value}, which is not in {dimension.text}"
-    if dimension.low is not None and dimension.high is not None:
-        if isinstance(value, int | float) and dimension.low <= value <= dimension.high:
-            return int(value) if dimension.whole else float(value)
-        raise ValueError(outside)
-    for text in dimension.values or ():
-        if _same(text, value):
-            return text
-    raise ValueError(outside)
-
-
-def _same(text: str, value: Any) -> bool:
-    try:
-        return float(text) == float(value)
-    except (TypeError, ValueError):
-        return text.strip("'\"") == _as_hydra(value).strip("'\"")

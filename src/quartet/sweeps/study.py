@@ -46,7 +46,8 @@ class Study:
         from optuna.trial import Trial, TrialState
 
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
-            waits = frozen.state is TrialState.WAITING  # it was enqueued, and `ask` takes it first
+            # what waits was enqueued, and `ask` takes it first
+            waits = frozen.state is TrialState.WAITING
             yield self._proposal(self._study.ask() if waits else Trial(self._study, frozen._trial_id))
 
     def ask(self) -> tuple[int, list[str]]:
@@ -161,7 +162,8 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
     elif plan.pruner == "hyperband":
         pruner = pruners.HyperbandPruner(min_resource=least, reduction_factor=factor)
     elif plan.pruner == "median":
-        pruner = pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least)  # five: a median of fewer says little
+        # a median of fewer than five says little
+        pruner = pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least)
     if not create:
         return optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
 
@@ -177,43 +179,41 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
     elif plan.sampler == "gp":
         study.sampler = samplers.GPSampler(seed=seed)
     elif plan.sampler == "cma_es":
-        study.sampler = _safe_cma_es()(seed=seed)
+        study.sampler = safe_cma_es()(seed=seed)
     elif plan.sampler == "qmc":
-        study.sampler = samplers.QMCSampler(scramble=True, seed=plan.seed)  # which keeps its place in the study
+        # it keeps its place in the study
+        study.sampler = samplers.QMCSampler(scramble=True, seed=plan.seed)
     else:
         study.sampler = samplers.RandomSampler(seed=seed)
     return study
 
 
-def _safe_cma_es() -> Any:
-    """Optuna's CMA-ES keeps its state in the journal, pickled; the journal may be a stranger's."""
+def safe_cma_es() -> Any:
+    """The class of Optuna's CMA-ES, which keeps its state in the journal, pickled; the journal may be a stranger's."""
     from optuna.samplers import CmaEsSampler
 
     class StateUnpickler(pickle.Unpickler):
         """Reads what a CMA-ES consists of, and runs nothing else."""
 
         def find_class(self, module: str, name: str) -> Any:
-            package = module.partition(".")[0]
-            if package == "cmaes" and name in ("CMA", "SepCMA", "CMAwM"):
-                return super().find_class(module, name)
-            if package == "numpy" and name in ("dtype", "ndarray", "scalar", "_reconstruct"):
+            parts = {"cmaes": ("CMA", "SepCMA", "CMAwM"), "numpy": ("dtype", "ndarray", "scalar", "_reconstruct")}
+            if name in parts.get(module.partition(".")[0], ()):
                 return super().find_class(module, name)
             raise ValueError(f"{module}.{name} is not one of its parts")
 
     class SafeCmaEsSampler(CmaEsSampler):
         def _restore_optimizer(self, completed_trials: Any) -> Any:
+            # the last trial that has a state has the newest one
             prefix = self._attr_key_optimizer
             for trial in reversed(completed_trials):
                 parts = {key: value for key, value in trial.system_attrs.items() if key.startswith(prefix)}
-                if parts:
-                    try:
-                        text = self._concat_optimizer_attrs(parts)
-                        state = StateUnpickler(io.BytesIO(bytes.fromhex(text))).load()
-                        return state if state.dim else None
-                    except Exception as error:
-                        raise ValueError(
-                            f"{JOURNAL} holds no state of CMA-ES ({error}); start another sweep"
-                        ) from error
+                if not parts:
+                    continue
+                try:
+                    state = StateUnpickler(io.BytesIO(bytes.fromhex(self._concat_optimizer_attrs(parts)))).load()
+                    return state if state.dim else None
+                except Exception as error:
+                    raise ValueError(f"{JOURNAL} holds no state of CMA-ES ({error}); start another sweep") from error
             return None
 
     return SafeCmaEsSampler
@@ -229,7 +229,8 @@ def journal_lock(journal: Path) -> Any:
 
         def acquire(self) -> bool:
             self._lock.acquire()
-            with journal.open("ab") as file:  # cut off what a killed job has half written, before writing behind it
+            # cut off what a killed job has half written, before writing behind it
+            with journal.open("ab") as file:
                 cut_back(file)
             return True
 

@@ -11,8 +11,9 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ PRUNING = "quartet.sweeps.pruning.Pruning"
 def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[str]) -> int | None:
     """Run or resume the sweep; returns the number of the best run. Exits with 1 if too many runs failed.
 
-    `loader` is Hydra's, to compose the jobs. Raises ValueError for what can be known to be wrong before anything starts.
+    `loader` is Hydra's, to compose the jobs. Raises ValueError for what can be known to be wrong before anything starts,
+    BlockingIOError if another process works on the sweep.
     """
     if config.resume is not None:
         raise ValueError(f"resume={config.resume} resumes a run as it was; leave out -m")
@@ -73,34 +75,21 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
     except HydraException:
         _raise(override_problems("train", [*fixed, *first_point]))
         raise
+    # what is varied may fit each other in some of the jobs only
     choices = [f"{d.key}={','.join(d.values)}" for d in space if d.values and (CONF / d.key).is_dir()]
-    if choices:  # they may fit each other in some of the jobs only
+    if choices:
         _raise(override_problems("train", ["-m", *choices]))
     else:
         check_pairing(first)
     settle_monitor(first)
 
-    # 3. the plan, and a directory that holds it and nothing else
+    # 3. the plan
     words = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
     repeated = [word for word in words if not word.startswith(NOT_REPEATED)]
     plan = Plan.make(settings, repeated, space, fixed, first.monitor)
+
+    # 4. a directory that holds it and nothing else: a new one, or that of the same sweep before
     directory = Path(config.hydra.sweep.dir).absolute()
-    with _sweep_directory(directory, plan) as made:
-        return Sweep(directory, plan, space, launcher, settings, loader, config, made=made).run()
-
-
-def _raise(problems: Any) -> None:
-    lines = list(problems)
-    if lines:
-        raise ValueError("\n".join(lines))
-
-
-@contextmanager
-def _sweep_directory(directory: Path, plan: Plan) -> Iterator[bool]:
-    """Lock the sweep's directory, a new one or that of the same sweep before; yields whether it was made here.
-
-    Raises ValueError if it holds another sweep, BlockingIOError if another process works there.
-    """
     if (directory / FILE).exists():
         refuse_links_out(directory, "sweep")
         differences = [f"  {line}" for line in Plan.read(directory).differences(plan)]
@@ -113,38 +102,42 @@ def _sweep_directory(directory: Path, plan: Plan) -> Iterator[bool]:
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory / LOCK, timeout=0):
-            Run(directory).write(FILE, plan.as_data())
-            yield made
+            Run(directory).write(FILE, asdict(plan))
+            return Sweep(directory, plan, space, launcher, settings, loader, config, made).run()
     except Timeout as error:
         raise BlockingIOError(f"another process works on the sweep {directory}; stop that one first") from error
 
 
+def _raise(problems: Iterable[str]) -> None:
+    if lines := list(problems):
+        raise ValueError("\n".join(lines))
+
+
+@dataclass
 class Sweep:
     """A sweep that is running: proposes jobs, has them trained, judges what came of them."""
 
-    def __init__(
-        self,
-        directory: Path,
-        plan: Plan,
-        space: list[Dimension],
-        launcher: Any,
-        settings: dict[str, Any],
-        loader: Any,
-        config: DictConfig,
-        *,
-        made: bool = False,
-    ):
-        self.directory, self.plan, self.launcher, self.settings = directory, plan, launcher, settings
-        self.loader, self.config = loader, config  # of Hydra, to compose the jobs
-        self.made = made  # the directory, by this process
-        self.study = Study(directory, plan, space)
+    directory: Path
+    plan: Plan
+    space: list[Dimension]
+    launcher: Any
+    settings: dict[str, Any]
+    loader: Any  # Hydra's, to compose the jobs from `config`
+    config: DictConfig
+    made: bool = False  # the directory, by this process
+    mistakes: list[str] = field(default_factory=list)  # messages of jobs that failed before they trained
+    killed: list[Run] = field(default_factory=list)  # runs that could not write their own end
+    display: Display | None = None
+
+    def __post_init__(self) -> None:
+        self.study = Study(self.directory, self.plan, self.space)
         self.began = time.monotonic()
-        self.mistakes: list[str] = []  # messages of jobs that failed before they trained
-        self.killed: list[Run] = []  # runs that could not write their own end
-        self.display: Display | None = None
 
     def run(self) -> int | None:
-        """Until the plan is fulfilled; the number of the best run. What a sweep before has left is finished first."""
+        """Until the plan is fulfilled and reported; the number of the best run.
+
+        Raises ValueError if all runs fail with one mistake; exits with 1 if too many failed.
+        """
         # 1. trials without an end: some have ended while nobody could note it, the others are resumed
         unfinished = []
         for number, point in self.study.unfinished():
@@ -167,13 +160,53 @@ class Sweep:
                 with Display(total) as self.display:
                     if hasattr(self.launcher, "run"):
                         self.launcher.run(jobs, self.ended, self.display)
-                    else:  # one of Hydra's own or of another plugin
+                    else:
+                        # one of Hydra's own or of another plugin
                         run_in_batches(self.launcher, self.settings["n_jobs"], jobs, self.ended, self.display)
         except (Interrupted, KeyboardInterrupt):
             again = printable(command("train", "-m", argument("sweep.resume", self.directory)))
             print(f"\n{len(self._ends())} of {total} runs are finished; resume with: {again}", file=sys.stderr)
             raise
-        self._conclude()
+
+        # 3. all fail alike: remove what was written, so that it is not the latest sweep, unless something was trained
+        if self._all_fail_alike():
+            if not any(self.directory.glob("*/preprocessing.json")):
+                with suppress(OSError):
+                    for number in self.study.states():
+                        shutil.rmtree(self.directory / str(number), ignore_errors=True)
+                    for name in (FILE, JOURNAL, LOCK, f".{JOURNAL}.lock"):
+                        (self.directory / name).unlink(missing_ok=True)
+                    if self.made:
+                        self.directory.rmdir()
+            raise ValueError(f"{self.mistakes[0]}\nevery run of the sweep fails with this; it has stopped")
+
+        # 4. list killed runs in TensorBoard's HPARAMS, as runs that end by themselves do, unless a config is not a run's
+        if self.killed:
+            from quartet.build import build_loggers, opened
+            from quartet.engine.fit import write_hparams
+
+            for run in self.killed:
+                with suppress(ValueError):
+                    write_hparams(run, build_loggers(opened(run), run.directory), run.read("result.json"))
+
+        # 5. report; a sweep is none the worse without
+        if self.settings["report"]:
+            from quartet.report import report_sweep
+
+            try:
+                summary = report_sweep(self.directory).summary
+                curves = [f"curves: {tensorboard(self.directory)}"] if any(self.directory.glob("*/events.*")) else []
+                print(printable("\n".join(["", summary, *curves]), keep="\n"), flush=True)
+            except Exception as error:
+                again = command("report", argument("sweep", self.directory))
+                print(printable(f"error: no report ({error_text(error)}); try again with: {again}"), file=sys.stderr)
+
+        # 6. the exit code
+        ends = self._ends()
+        failed, rate = ends.count("fail"), self.settings["max_failure_rate"]
+        if failed > rate * len(ends):
+            print(f"error: {failed} of {len(ends)} runs failed, above sweep.max_failure_rate={rate}", file=sys.stderr)
+            sys.exit(1)
         return self.study.best()
 
     def _jobs(self, unfinished: list[tuple[int, list[str]]]) -> Iterator[Job]:
@@ -188,8 +221,9 @@ class Sweep:
                     return
                 proposed = self.study.ask()
             number, point = proposed
+            # four digits of a number are enough to read
             shown = (word.partition("=") for word in point)
-            label = " ".join(  # four digits of a number are enough to read
+            label = " ".join(
                 f"{key}={float(value):.4g}" if re.fullmatch(r"[\d.]{7,}(e-?\d+)?", value) else f"{key}={value}"
                 for key, _, value in shown
             )
@@ -197,7 +231,8 @@ class Sweep:
             words = [*self.plan.fixed, *point]
             try:
                 job = job._replace(run=self._create(number, words))
-            except (HydraException, ValueError, OSError) as error:  # its words do not fit each other
+            except (HydraException, ValueError, OSError) as error:
+                # its words do not fit each other
                 message = "\n".join(override_problems("train", words)) or error_text(error)
                 self._write_end(job.run, error)
                 job.run.write("trial.json", {"number": number, "overrides": words})
@@ -211,13 +246,15 @@ class Sweep:
         if run.last_checkpoint is not None or run.is_busy or (run.directory / QUEUED).exists():
             return run
         shutil.rmtree(run.directory, ignore_errors=True)
+
+        # compose as Hydra would for this job; a sweep chooses, and only what is chosen is tested
         config = self.loader.load_sweep_config(self.config, words)
         with open_dict(config):
             config.hydra.job.num = config.hydra.job.id = number
             choices = config.hydra.runtime.choices
             config.run.name = config.run.name or f"{choices['model']}-{choices['data']}"
             config.run.dir = str(run.directory)
-            config.test = False  # a sweep chooses; only what is chosen is tested
+            config.test = False
             if len(self.plan.objectives) == 1:
                 ((metric, mode),) = self.plan.objectives.items()
                 config.monitor = {"metric": metric, "mode": mode}
@@ -228,7 +265,6 @@ class Sweep:
         upgrade(config)
         settle_monitor(config)
         check_pairing(config)
-
         make_paths_absolute(config, in_sweep=True)
         run = Run.create(config)
         run.write("trial.json", {"number": number, "overrides": words})
@@ -242,6 +278,7 @@ class Sweep:
 
     def _judge(self, result: JobResult) -> tuple[str, str, bool]:
         """What counts: completed, pruned, failed or stopped; the facts to show; whether it is the best so far."""
+        # the run directory says how a run ended: it may have ended while the process was stopped
         run, number = result.job.run, result.job.number
         status = run.status
         if result.status == "stopped" and status not in ("completed", "pruned"):
@@ -254,9 +291,11 @@ class Sweep:
         if status == "pruned":
             self.study.tell(number, "pruned")
             return "pruned", f" after {run.read('result.json')['steps']:,} steps{shown}", False
-        if status == "completed" and all(value is not None and value == value for value in values):  # not NaN
+        # NaN is not equal to itself
+        if status == "completed" and all(value is not None and value == value for value in values):
             self.study.tell(number, "completed", values)
             return "completed", shown, self.study.best() == number
+
         self.study.tell(number, "failed")
         if status == "completed":
             return "failed", f": its {' and '.join(self.plan.objectives)} is missing or not a number", False
@@ -282,45 +321,6 @@ class Sweep:
 
     def _ends(self) -> list[str]:
         return [state for state in self.study.states().values() if state not in ("running", "waiting")]
-
-    def _conclude(self) -> None:
-        """Report; exit with 1 if too many runs failed. Raises ValueError if all of them fail with one mistake."""
-        if self._all_fail_alike():
-            if not any(self.directory.glob("*/preprocessing.json")):
-                # remove what the sweep has written, so that it is not the latest one; the message names the logs
-                with suppress(OSError):
-                    for number in self.study.states():
-                        shutil.rmtree(self.directory / str(number), ignore_errors=True)
-                    for name in (FILE, JOURNAL, LOCK, f".{JOURNAL}.lock"):
-                        (self.directory / name).unlink(missing_ok=True)
-                    if self.made:
-                        self.directory.rmdir()
-            raise ValueError(f"{self.mistakes[0]}\nevery run of the sweep fails with this; it has stopped")
-
-        if self.killed:  # list them in TensorBoard's HPARAMS, as runs that end by themselves do
-            from quartet.build import build_loggers, opened
-            from quartet.engine.fit import write_hparams
-
-            for run in self.killed:
-                with suppress(ValueError):  # its config is not that of a run
-                    write_hparams(run, build_loggers(opened(run), run.directory), run.read("result.json"))
-
-        if self.settings["report"]:
-            from quartet.report import report_sweep
-
-            try:
-                summary = report_sweep(self.directory).summary
-                curves = [f"curves: {tensorboard(self.directory)}"] if any(self.directory.glob("*/events.*")) else []
-                print(printable("\n".join(["", summary, *curves]), keep="\n"), flush=True)
-            except Exception as error:  # the sweep is none the worse
-                again = command("report", argument("sweep", self.directory))
-                print(printable(f"error: no report ({error_text(error)}); try again with: {again}"), file=sys.stderr)
-
-        ends = self._ends()
-        failed, rate = ends.count("fail"), self.settings["max_failure_rate"]
-        if failed > rate * len(ends):
-            print(f"error: {failed} of {len(ends)} runs failed, above sweep.max_failure_rate={rate}", file=sys.stderr)
-            sys.exit(1)
 
 
 def best_logged(run: Run, objective: Objective) -> dict[str, Any]:

@@ -21,22 +21,22 @@ KEPT = 2**30  # bytes of freed memory on top of the heap that stay with the proc
 def is_fast(dtype: torch.dtype, device_type: str) -> bool:
     """Whether matrix products in this 16-bit type have units of their own here, instead of being emulated.
 
-    CPUs are timed once per process, about 0.1 s at worst, because flags tell neither what torch's libraries make of
-    them nor how far they were limited (ONEDNN_MAX_CPU_ISA). The time is that of the processor, which other processes
-    hardly disturb.
+    CPUs are timed once per process, about 0.1 s at worst.
     """
     if device_type == "cuda":
         return dtype != torch.bfloat16 or torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type != "cpu":
         return True
+    # flags tell neither what torch's libraries make of them nor how far they were limited (ONEDNN_MAX_CPU_ISA)
     return _seconds(dtype) < TOLERATED * _seconds(torch.float32)
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    """Processor time of one product, the least of a few."""
+    """Processor time of one matrix product, the least of a few; other processes hardly disturb it."""
     matrix = torch.ones(SHAPE, dtype=dtype)
     times = []
-    for _ in range(1 + REPEATS):  # the first one prepares kernels and threads
+    # the first one prepares kernels and threads
+    for _ in range(1 + REPEATS):
         start = time.process_time()
         torch.mm(matrix, matrix.T)
         times.append(time.process_time() - start)
@@ -44,12 +44,11 @@ def _seconds(dtype: torch.dtype) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse large blocks instead of returning them to the kernel after each use; elsewhere do nothing.
-
-    A training step allocates the same large tensors every time, and a fresh page costs a fault and its zeroing: 40,000
-    faults and a fifth of the time of the default Transformer's step (docs/notes.md).
-    """
-    with suppress(OSError, AttributeError):  # no C library that can be asked, or one without mallopt
+    """Let glibc reuse large blocks instead of returning them to the kernel after each use; elsewhere do nothing."""
+    # a training step allocates the same large tensors every time, and a fresh page costs a fault and its zeroing: 40,000
+    # faults and a fifth of the time of the default Transformer's step (docs/notes.md)
+    # there may be no C library that can be asked, or one without mallopt
+    with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)

@@ -23,11 +23,9 @@ def dump_state(trainer: Trainer) -> dict[str, Any]:
 
 
 def count_completed_batches(state: dict[str, Any]) -> dict[str, Any]:
-    """Write into a state that was taken before a step that this step has not begun.
-
-    loops/training_epoch_loop.py, `advance`: the batch is counted as `ready` before its hooks are called, and what becomes
-    of such a batch after a restart differs by case.
-    """
+    """Write into a state that was taken before a step that this step has not begun."""
+    # loops/training_epoch_loop.py, `advance`: the batch is counted as `ready` before its hooks are called, and what
+    # becomes of such a batch after a restart differs by case
     progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]
     for counts in (progress["current"], progress["total"]):
         counts.update(dict.fromkeys(("ready", "started", "processed"), counts["completed"]))
@@ -41,10 +39,8 @@ def logged_step(trainer: Trainer) -> int:
 
 
 def correct_logged_step(trainer: Trainer) -> None:
-    """At the start of a resumed training that has just validated, undo a count without a step.
-
-    training_epoch_loop.py, `on_advance_end`: the loop begins with a round that makes no step, and counts it.
-    """
+    """At the start of a resumed training that has just validated, undo a count without a step."""
+    # training_epoch_loop.py, `on_advance_end`: the loop begins with a round that makes no step, and counts it
     loop = trainer.fit_loop.epoch_loop
     if loop.restarting and loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
         loop._batches_that_stepped -= 1
@@ -57,10 +53,8 @@ def batches_seen(trainer: Trainer) -> tuple[int, int]:
 
 
 def align_validation(trainer: Trainer) -> None:
-    """Validate after whole optimizer steps: Lightning counts batches, several per step if gradients accumulate.
-
-    `val_check_batch` is set by fit_loop.py, `setup_data`, and read after each batch.
-    """
+    """Validate after whole optimizer steps: Lightning counts batches, several per step if gradients accumulate."""
+    # `val_check_batch` is set by fit_loop.py, `setup_data`, and read after each batch
     window = trainer.accumulate_grad_batches
     if isinstance(trainer.val_check_interval, int):
         trainer.val_check_batch = trainer.val_check_interval * window
@@ -69,19 +63,15 @@ def align_validation(trainer: Trainer) -> None:
 
 
 def end_with_validation(trainer: Trainer) -> None:
-    """After the last step validate, whatever the interval.
-
-    training_epoch_loop.py, `_should_check_val_fx`: a loop that is asked to stop validates first.
-    """
+    """After the last step validate, whatever the interval."""
+    # training_epoch_loop.py, `_should_check_val_fx`: a loop that is asked to stop validates first
     if trainer.estimated_stepping_batches <= trainer.global_step:
         trainer.should_stop = True
 
 
 def is_restore_error(error: BaseException) -> bool:
-    """Whether the error was raised while Lightning applied a checkpoint; it wraps none of them.
-
-    checkpoint_connector.py, `restore…`.
-    """
+    """Whether the error was raised while Lightning applied a checkpoint; it wraps none of them."""
+    # checkpoint_connector.py, `restore…`
     frames = traceback.extract_tb(error.__traceback__) if isinstance(error, Exception) else []
     return any(f.filename.endswith("checkpoint_connector.py") and "restore" in f.name for f in frames)
 

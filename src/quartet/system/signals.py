@@ -60,6 +60,7 @@ class StopRequest:
         if signum not in stopping():
             self.save = True
             return
+        # at once: nobody looks at the request, or Ctrl-C came again; else say on rank 0 that it was heard
         again = self.signum is not None
         self.signum = self.signum or signum
         if not self.deferred or (again and signum == signal.SIGINT):
@@ -85,10 +86,11 @@ def stoppable() -> Iterator[StopRequest]:
     try:
         yield request
     except Interrupted as stop:
+        # submitit's handler ends the process, in the first of several workers
         _restore(former)
         handler = former.get(signal.Signals(stop.signum))
         if stop.signum not in SIGNALS and callable(handler) and handler != request.receive:
-            handler(stop.signum, None)  # ends the process, in the first of several workers
+            handler(stop.signum, None)
         raise
     finally:
         _restore(former)

@@ -616,13 +616,13 @@ def test_a_cache_that_may_not_be_written_is_not_taken_for_a_image(photos, cache,
 def test_two_processes_that_start_together_map_the_same(photos, cache, monkeypatch):
     context = multiprocessing.get_context("fork")
     both, results = context.Barrier(2), context.Queue()
-    decode_all = decode._decode
+    decode_all = decode.run_in_threads
 
     def together(*arguments):
         both.wait(30)  # seconds; neither has found a file, both have opened one of their own
         return decode_all(*arguments)
 
-    monkeypatch.setattr(decode, "_decode", together)
+    monkeypatch.setattr(decode, "run_in_threads", together)
     work = lambda: results.put(ready(photos, **MAP).raw_images("train", range(12)))  # noqa: E731
     processes = [context.Process(target=work) for _ in range(2)]
     for process in processes:
