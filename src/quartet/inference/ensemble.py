@@ -79,13 +79,16 @@ def fit_combination(method: str, groups: list[list[int]], predictions: Sequence[
     stacked = np.stack(predictions).astype(np.float64)
     if method == "weighted":
 
-        def of_logits(logits: Array) -> float:
-            powers = np.exp(logits - logits.max())
-            return loss(np.tensordot(powers / powers.sum(), stacked, axes=1), target)
+        def of_weights(weights: Array) -> float:
+            return loss(np.tensordot(weights, stacked, axes=1), target) / scale
 
-        found: Any = minimize(of_logits, np.zeros(k), method="L-BFGS-B")
-        powers = np.exp(found.x - found.x.max())
-        return Combination(method, groups, (powers / powers.sum()).tolist())
+        scale = min(loss(one, target) for one in stacked) or 1.0  # the solver's tolerance is absolute
+        sums_to_one: Any = {"type": "eq", "fun": lambda weights: weights.sum() - 1}
+        found: Any = minimize(
+            of_weights, np.full(k, 1 / k), method="SLSQP", bounds=[(0, 1)] * k, constraints=[sums_to_one]
+        )
+        weights = np.clip(found.x, 0, None)
+        return Combination(method, groups, (weights / weights.sum()).tolist())
     if method == "greedy":
         # begin with nothing, add the model that helps the mean most, with repetition; keep the best mean on the way
         counts, total = np.zeros(k), np.zeros_like(stacked[0])
