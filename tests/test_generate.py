@@ -13,6 +13,7 @@ import torch
 from conftest import PROJECT
 from omegaconf import OmegaConf
 
+from quartet.callbacks.progress import StderrProgress
 from quartet.commands import generate
 from quartet.commands.generate import continuations, read_prompts, sample_seed, score
 from quartet.commands.train import create_and_train
@@ -294,6 +295,16 @@ def test_the_speed_is_tokens_by_elapsed_time(capsys):
     generate.print_speed(300, 2.0, None)
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err == "300 tokens in 2.0 s, 150 tokens/s\n"
+
+
+def test_long_work_says_how_far_it_is_beside_the_text(capsys):
+    for every_seconds, said in ((0.0, "scoring 50%\nscoring 100%\n"), (60.0, "")):
+        progress = StderrProgress("scoring", every_seconds)
+        progress.show(0.5)
+        progress.hide()
+        progress.show(1.0)
+        shown = capsys.readouterr()
+        assert shown.out == "" and shown.err == said
 
 
 def test_mistakes_in_settings_are_told_together(command):

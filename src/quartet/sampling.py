@@ -7,6 +7,7 @@ the repetition penalty that of Keskar et al. 2019, CTRL (arXiv:1909.05858).
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -160,7 +161,12 @@ class Continuation:
         self._starts: list[int] = []  # of each token, in characters
 
     @property
+    def logprob(self) -> float:
+        return math.fsum(token.logprob for token in self.tokens)
+
+    @property
     def n_generated(self) -> int:
+        """Tokens that the network was asked for, those of the stop string too."""
         return len(self._starts)
 
     def append(self, token: Token, piece: bytes) -> None:
@@ -171,6 +177,9 @@ class Continuation:
         self._skip = 0
 
     def end(self, reason: Literal["end_of_document", "length", "interrupted"]) -> None:
+        """End it with what was held back, unless it has ended already."""
+        if self.stop_reason is not None:
+            return
         self._extend(self._decoder.decode(b"", final=True))
         if self.stop_reason is None:
             self.text, self._held, self.stop_reason = self.text + self._held, "", reason

@@ -127,8 +127,7 @@ def continuations(
         if all(row.stop_reason for row in rows):
             return
     for row in rows:
-        if row.stop_reason is None:
-            row.end("length")
+        row.end("length")
     yield rows
 
 
@@ -167,9 +166,8 @@ def stream(prompt: str, steps: Iterator[list[Continuation]]) -> Continuation:
     for (row,) in steps:
         piece = prompt + row.text if shown is None else row.text[shown:]
         shown = len(row.text)
-        print(
-            printable(piece, keep="\n\t") if on_terminal else piece, end="", flush=True
-        )  # a file gets every character
+        piece = printable(piece, keep="\n\t") if on_terminal else piece  # a file gets every character
+        print(piece, end="", flush=True)
     print()
     return row
 
@@ -207,44 +205,35 @@ def write_samples(
     An existing file is replaced once there is something to write. What there is of a batch that is interrupted is written.
     """
     on_terminal = output is None and sys.stdout.isatty()
-    as_json = output is not None and output.suffix == ".jsonl"
-    n_batches, n_tokens = len(prompts) * -(-samples // MAX_ROWS), 0
-    progress = StderrProgress("generating")
+    batches = list(itertools.product(range(len(prompts)), range(0, samples, MAX_ROWS)))
+    progress, n_tokens = StderrProgress("generating"), 0
     with ExitStack() as files:
         file: IO[str] | None = None if output else sys.stdout
-        for i, (number, first) in enumerate(itertools.product(range(len(prompts)), range(0, samples, MAX_ROWS))):
-            chosen = range(first, min(first + MAX_ROWS, samples))
-            seeds, rows = [sample_seed(seed, number, k) for k in chosen], list[Continuation]()
+        for n_done, (number, first) in enumerate(batches):
+            numbers = range(first, min(first + MAX_ROWS, samples))
+            seeds, rows = [sample_seed(seed, number, k) for k in numbers], list[Continuation]()
             try:
                 for rows in continuations(network, tokenizer, prompts[number], seeds, **settings):
                     file = file or files.enter_context(output.open("w", encoding="utf-8"))  # type: ignore[union-attr]
-                    done = max(row.n_generated for row in rows) / settings["max_tokens"]
-                    progress.show((i + done) / n_batches)
+                    share = max(row.n_generated for row in rows) / settings["max_tokens"]
+                    progress.show((n_done + share) / len(batches))
             finally:
                 progress.hide()
-                for k, sample_s_seed, row in zip(chosen, seeds, rows, strict=False):  # no rows: nothing was generated
-                    if row.stop_reason is None:
-                        row.end("interrupted")
-                    if as_json:
-                        record: dict[str, Any] = {
-                            "prompt_number": number + 1,
-                            "sample_number": k + 1,
-                            "seed": sample_s_seed,
-                        }
+                for k, row, own_seed in zip(numbers, rows, seeds, strict=False):  # no rows if there is no token yet
+                    row.end("interrupted")
+                    if output is not None and output.suffix == ".jsonl":
+                        record: dict[str, Any] = {"prompt_number": number + 1, "sample_number": k + 1, "seed": own_seed}
                         record |= {"prompt": prompts[number], "text": row.text, "tokens": len(row.tokens)}
-                        record |= {
-                            "logprob": sum(token.logprob for token in row.tokens),
-                            "stop_reason": row.stop_reason,
-                        }
+                        record |= {"logprob": row.logprob, "stop_reason": row.stop_reason}
                         if logprobs:
                             record["logprobs"] = token_records(row.tokens, tokenizer)
-                        written = json.dumps(record, ensure_ascii=False)
+                        text = json.dumps(record, ensure_ascii=False)
                     else:
                         names = [f"prompt {number + 1}"] * (len(prompts) > 1) + [f"sample {k + 1}"] * (samples > 1)
-                        written = f"--- {', '.join(names)} ---\n" if names else ""
-                        written += prompts[number] + row.text + "\n"
-                        written += f"\n{token_table(row.tokens, tokenizer)}\n" if logprobs else ""
-                    print(printable(written, keep="\n\t") if on_terminal else written, file=file, flush=True)
+                        text = f"--- {', '.join(names)} ---\n" if names else ""
+                        text += prompts[number] + row.text + "\n"
+                        text += f"\n{token_table(row.tokens, tokenizer)}\n" if logprobs else ""
+                    print(printable(text, keep="\n\t") if on_terminal else text, file=file, flush=True)
             n_tokens += sum(row.n_generated for row in rows)
     return n_tokens
 
