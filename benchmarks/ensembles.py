@@ -1,9 +1,9 @@
 """What combining runs is worth: python benchmarks/ensembles.py seeds experiment=digits_small      minutes
 python benchmarks/ensembles.py greedy model=mlp data=wine
 
-`seeds`: three ensembles of five seeds each (0 to 4, 5 to 9, 10 to 14) with bags or without (`data.bootstrap=true`), against the mean of
-their members, on test. `greedy`: a search of 30 trials; greedy selection over all of them against the best one alone, on test.
-Whatever follows are words of scripts/train.py. One metric of each kind is printed, mean ± standard deviation over ensembles.
+`seeds`: three ensembles of five seeds each (0 to 4, 5 to 9, 10 to 14), with `data.bootstrap=true` bags, against the mean of their
+members, on test; mean ± standard deviation over the three. `greedy`: a search of 30 trials; greedy selection over all of them
+against the best one alone, on test. Whatever follows are words of scripts/train.py.
 """
 
 from __future__ import annotations
@@ -27,40 +27,25 @@ SHOWN = ("/loss", "/accuracy", "/calibration_error", "/rmse", "/r2")
 
 
 def sweep(folder: str, words: list[str]) -> list[Run]:
-    command = [
-        sys.executable,
-        str(PROJECT / "scripts" / "train.py"),
-        "-m",
-        *words,
-        *QUIET,
-        f"hydra.sweep.dir={folder}/sweep",
-    ]
+    script, place = str(PROJECT / "scripts" / "train.py"), f"hydra.sweep.dir={folder}/sweep"
+    command = [sys.executable, script, "-m", *words, *QUIET, place]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    runs = sorted(
-        (Run(path.parent) for path in Path(folder).glob("sweep/*/config.yaml")), key=lambda r: int(r.directory.name)
-    )
-    return [run for run in runs if run.status == "completed"]
+    found = [Run(path.parent) for path in Path(folder).glob("sweep/*/config.yaml")]
+    return sorted((run for run in found if run.status == "completed"), key=lambda run: int(run.directory.name))
 
 
 def seeds(folder: str, words: list[str]) -> None:
     runs = sweep(folder, [*words, f"seed={','.join(map(str, range(15)))}"])
     tested = [predict_part(run, "test") for run in runs]
-    rows = []
+    rows, names = [], []
     for start in range(0, 15, 5):
         members = tested[start : start + 5]
         whole = combined(members, fit_combination("mean", [[i] for i in range(5)], [], np.empty(0)))
-        rows.append(
-            {
-                name: (np.mean([m.metrics[name] for m in members]), whole.metrics[name])
-                for name in SHOWN
-                if name in whole.metrics
-            }
-        )
-    for name in rows[0]:
-        single, ensemble = np.array([row[name] for row in rows]).T
-        print(
-            f"{name[1:]:<18} members {single.mean():.4f} ± {single.std(ddof=1):.4f}   ensemble {ensemble.mean():.4f} ± {ensemble.std(ddof=1):.4f}"
-        )
+        names = [name for name in SHOWN if name in whole.metrics]
+        rows.append([(np.mean([one.metrics[name] for one in members]), whole.metrics[name]) for name in names])
+    for name, pairs in zip(names, np.array(rows).transpose(1, 2, 0), strict=True):
+        said = [f"{values.mean():.4f} ± {values.std(ddof=1):.4f}" for values in pairs]
+        print(f"{name[1:]:<18} members {said[0]}   ensemble {said[1]}")
 
 
 def greedy(folder: str, words: list[str], trials: int) -> None:
@@ -74,9 +59,8 @@ def greedy(folder: str, words: list[str], trials: int) -> None:
     used = sum(weight > 0 for weight in combination.weights or ())
     for name in SHOWN:
         if name in whole.metrics:
-            print(
-                f"{name[1:]:<18} best of {len(runs)} {tested[best].metrics[name]:.4f}   greedy, {used} of them {whole.metrics[name]:.4f}"
-            )
+            alone, together = tested[best].metrics[name], whole.metrics[name]
+            print(f"{name[1:]:<18} best of {len(runs)} {alone:.4f}   greedy, {used} of them {together:.4f}")
 
 
 if __name__ == "__main__":

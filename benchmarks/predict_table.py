@@ -1,7 +1,7 @@
 """Prediction of a large table: python benchmarks/predict_table.py --rows 500000      a few minutes
 
-Rows a second of scripts/predict.py, from CSV to CSV, against the network alone on the same rows already in memory, and the memory that
-each takes beside a table of 5,000 rows. A model of ten columns is trained first.
+Rows a second of scripts/predict.py, from CSV to CSV, against the network alone on rows that are in memory already, and the
+memory it takes beside that for 5,000 rows. A model of ten columns is trained first.
 """
 
 from __future__ import annotations

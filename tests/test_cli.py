@@ -32,7 +32,7 @@ def no_torch(tmp_path):
     return {"PYTHONPATH": str(tmp_path / "blocked")}
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "generate"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "generate", "baseline"])
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"]])
 def test_help_and_config_import_no_torch(script, no_torch, name, arguments):
     process = script(name, *arguments, environment=no_torch)

@@ -32,6 +32,7 @@ from quartet.say import printable
 from quartet.system.signals import Interrupted
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+TRAINING = ("train", "baseline")  # commands that are given the settings of a run, not a run
 # options of Hydra that take a value
 FLAGS = ("config-dir", "cd", "config-path", "cp", "config-name", "cn", "package", "p", "info", "cfg", "c", "sc", "run")
 FLAGS += ("shell-completion", "experimental-rerun", "hydra-help", "version")
@@ -76,7 +77,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     print(_message(error, config_name), file=sys.stderr, flush=True)
 
             try:
-                words = [quoted(word, sweeps=config_name == "train") for word in sys.argv[1:]]
+                words = [quoted(word, sweeps=config_name in TRAINING) for word in sys.argv[1:]]
                 if any(word.startswith("resume=") for word in words):  # the default's data may have no such key
                     words = [re.sub("^data.path=", "++data.path=", word) for word in words]
                 sys.argv[1:] = words
@@ -222,7 +223,7 @@ def _refuse_foreign(config_name: str, words: list[str]) -> None:
     """ValueError for what belongs to another command, or is written as other programs have it."""
     for word in words:
         key, _, value = word.partition("=")
-        if config_name == "train" and key == "run":
+        if config_name in TRAINING and key == "run":
             raise ValueError(
                 f"{word}: run= is for scripts/evaluate.py and scripts/generate.py; to resume a run: resume=…"
             )

@@ -150,7 +150,8 @@ class Run:
                 return whole and run.status != "pruned" and (not fits or fits(run.config))
 
             missing = f"no trained {word} below {outputs(root)}; train one with: {command('train')}"
-            run = cls._newest(outputs(root), is_trained, missing)
+            run = cls.newest(outputs(root), is_trained, missing)
+            print(printable(f"latest: {run}"), file=sys.stderr, flush=True)
         else:
             run = cls._at(where, "run")
         refuse_links_out(run.directory, "run")
@@ -165,7 +166,8 @@ class Run:
         if where == "latest":
             missing = f"no run below {outputs(root)} was interrupted or killed; "
             missing += "name one that failed or was pruned with resume=<directory>"
-            run = cls._newest(outputs(root), lambda run: run.status in ("interrupted", "unfinished"), missing)
+            run = cls.newest(outputs(root), lambda run: run.status in ("interrupted", "unfinished"), missing)
+            print(printable(f"latest: {run}"), file=sys.stderr, flush=True)
         else:
             run = cls._at(where, "resume")
         refuse_links_out(run.directory, "run")
@@ -184,8 +186,8 @@ class Run:
         raise FileNotFoundError(f"{key}={where} is not a run directory (no config.yaml in it); try {key}=latest")
 
     @classmethod
-    def _newest(cls, root: Path, wanted: Callable[[Run], bool], missing: str) -> Run:
-        """The newest wanted run below `root`, however deep, that nobody trains and whose config can be read; says which.
+    def newest(cls, root: Path, wanted: Callable[[Run], bool], missing: str) -> Run:
+        """The newest wanted run below `root`, however deep, that nobody trains and whose config can be read.
 
         Runs that only try whether everything works are left out. FileNotFoundError with the text `missing`.
         """
@@ -201,7 +203,6 @@ class Run:
             run = cls(path)
             with suppress(OSError, ValueError):  # damaged: one that is named says so
                 if wanted(run) and not run.is_busy and run.config:
-                    print(printable(f"latest: {run}"), file=sys.stderr, flush=True)
                     return run
         raise FileNotFoundError(missing)
 
