@@ -1,9 +1,9 @@
 """What combining runs is worth: python benchmarks/ensembles.py seeds experiment=digits_small      minutes
 python benchmarks/ensembles.py greedy model=mlp data=wine
 
-`seeds`: three ensembles of five seeds each (0 to 4, 5 to 9, 10 to 14), with `data.bootstrap=true` bags, against the mean of their
-members, on test; mean ± standard deviation over the three. `greedy`: a search of 30 trials; greedy selection over all of them
-against the best one alone, on test. Whatever follows are words of scripts/train.py.
+`seeds`: three ensembles of five seeds each (0 to 4, 5 to 9, 10 to 14), with `data.bootstrap=true` bags, against the mean
+of their members, on test; mean ± standard deviation over the three. `greedy`: a search of 30 trials; greedy selection
+over all of them against the best one alone, on test. Whatever follows are words of scripts/train.py.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ PENALTIES = [10.0**k for k in range(4, -5, -1)]  # from strong to weak, as wide 
 MAX_ROUNDS, PATIENCE = (
     300,
     20,
-)  # rounds of boosting, at the default rate of 0.1; breast cancer takes 77, half a million rows 167
+)  # rounds of boosting, at the default rate of 0.1; breast cancer takes 77
 MOST_VALUES = 40_000_000  # features times rows that a model learns from: 10 to 30 s
 LEAST_PROBABILITY = 1e-7  # about the resolution of float32: a wrong answer that is given as certain costs 16 nats
 # a word, one ideograph or kana (those scripts have no spaces), or one sign
@@ -175,16 +175,16 @@ def _one_thread() -> Iterator[None]:
 # running text
 
 
-class Pieces(Protocol):
+class Chunked(Protocol):
     """What is asked of a document; its length is in characters."""
 
     def __len__(self) -> int: ...
-    def pieces(self) -> Iterable[str]: ...
+    def chunks(self) -> Iterable[str]: ...
 
 
-def byte_stream(documents: Sequence[Pieces], *, every: int = 1) -> np.ndarray:
+def byte_stream(documents: Sequence[Chunked], *, every: int = 1) -> np.ndarray:
     """The bytes (M,) of each document and an END; of a text too large only `every` n-th piece of 64,000 characters."""
-    ends = ([*((piece, b"") for piece in document.pieces()), ("", bytes([END]))] for document in documents)
+    ends = ([*((piece, b"") for piece in document.chunks()), ("", bytes([END]))] for document in documents)
     pieces = islice(chain.from_iterable(ends), 0, None, every)
     return np.frombuffer(b"".join(piece.encode("utf-8", "replace") + end for piece, end in pieces), np.uint8)
 

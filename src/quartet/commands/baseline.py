@@ -40,7 +40,7 @@ from quartet.typed import command, shell, user_path
 SHOWN = ("accuracy", "r2", "bits_per_byte", "auroc", "f1", "rmse", "mae", "loss")
 # settings of data that do not change which examples are in val and test; where they are read from does not either
 OTHER = {"path", "download", "seed", "batch_size", "augment", "scaling", "image_size", "channels", "num_workers"}
-OTHER |= {"memory_gb", "disk_gb", "in_memory_mb", "tokenizer", "vocab_size", "context_length", "order"}
+OTHER |= {"bootstrap", "memory_gb", "disk_gb", "in_memory_mb", "tokenizer", "vocab_size", "context_length", "order"}
 GATHERED, SCORED = 512, 65_536  # samples at a time: images are large, metrics take milliseconds a batch
 LARGEST_SIDE = 32  # pixels; larger images are averaged to this: CIFAR-10 had 0.37 at 16 and at 32
 CHARACTER = 8  # tf-idf of one costs about as much as so many values of a table
@@ -244,7 +244,7 @@ def score(task: Task, part: str, outputs: np.ndarray, target: np.ndarray, loss: 
 
 def text_models(documents: dict[str, Any], parts: tuple[str, ...]) -> Iterator[Row]:
     """n-grams of bytes and xz, in bits for each byte of the documents of a part."""
-    if not all(hasattr(document, "pieces") for part in documents for document in documents[part][:1]):
+    if not all(hasattr(document, "chunks") for part in documents for document in documents[part][:1]):
         raise ValueError("no simple model is made for these data; running text and labelled texts have some")
     streams = {part: simple.byte_stream(documents[part]) for part in parts}
     n_characters = {part: sum(map(len, documents[part])) for part in documents}
