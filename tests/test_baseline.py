@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 
@@ -11,6 +12,7 @@ import samples
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from sklearn import metrics as reference
 
 from quartet import build
@@ -276,6 +278,17 @@ def test_a_run_without_a_test_says_so(compose):
     rows = [baseline.Row("mean", {"val/r2": 0.0, "test/r2": 0.0})]
     lines = list(baseline.verdict(rows, {"val/r2": 1.0}, ("val", "test"), compose("data=diabetes"), {"val": 9}))
     assert lines[1] == "the run has no test/r2"
+
+
+def test_a_narrow_terminal_shows_fewer_metrics_and_every_model(compose):
+    metrics = {f"{part}/{name}": 0.5 for part in ("val", "test") for name in ("accuracy", "auroc", "f1", "loss")}
+    rows = [baseline.Row("a model with quite a long name", metrics), baseline.Row("[bold]another", metrics)]
+    for width, shown in ((70, 2), (120, 4)):
+        console = Console(width=width, force_terminal=True, file=io.StringIO())
+        console.print(baseline.table(rows, metrics, ("val", "test"), compose("data=wine"), console))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "a model with quite a long name" in text and "[bold]another" in text and "newest run" in text
+        assert text.count("0.5000*") == 3 * 2 * shown
 
 
 # the command

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from pytorch_lightning import Trainer
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ def report(config: DictConfig) -> None:
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
     name = str(choices.get("data", "data"))
     print(f"\n{name}, {unit}: {'  '.join(f'{part} {sizes[part]:,}' for part in ('train', *parts))}")
-    console.print(table(rows, metrics if run else None, parts, config, plain=not console.is_terminal))
+    console.print(table(rows, metrics if run else None, parts, config, console))
     print("* the best of its column")
 
     # 4. in words
@@ -308,28 +309,32 @@ def newest_run(config: DictConfig, fingerprint: str) -> Run | None:
 
 
 def table(
-    rows: list[Row], run: dict[str, float] | None, parts: tuple[str, ...], config: DictConfig, *, plain: bool
+    rows: list[Row], run: dict[str, float] | None, parts: tuple[str, ...], config: DictConfig, console: Console
 ) -> Table:
-    """Models by metrics, the best value of each column marked; `run` are the metrics of a network, if there is one."""
-    names = dict.fromkeys((*SHOWN, config.monitor.metric.partition("/")[2]))
-    keys = [
-        f"{part}/{name}" for part in parts for name in names if any(f"{part}/{name}" in row.metrics for row in rows)
-    ]
-    shown = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("model")
-    for key in keys:
-        shown.add_column(Text(key.replace("/", "\n")), justify="right", no_wrap=True)
+    """Models by metrics, the best value of each column marked; `run` are the metrics of a network, if there is one.
+
+    A terminal that is too narrow shows fewer metrics.
+    """
     lines = [(row.name, row.metrics) for row in rows] + ([("newest run", run)] if run is not None else [])
-    best = {
-        key: _objective(key, config).best([metrics.get(key) for _, metrics in lines], lambda value: value)
-        for key in keys
-    }
-    for name, metrics in lines:
-        if metrics is run and not plain:
-            shown.add_section()
-        cells = [_cell(metrics.get(key), best[key]) for key in keys]
-        shown.add_row(Text(printable(name)), *cells)
-    return shown
+    known = (config.monitor.metric.partition("/")[2], *SHOWN) if config.monitor.metric != "val/loss" else SHOWN
+    names = [name for name in dict.fromkeys(known) if any(f"val/{name}" in row.metrics for row in rows)]
+    while True:
+        shown = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, padding=(0, 1, 0, 0))
+        shown.add_column("model", no_wrap=True)
+        keys = [f"{part}/{name}" for part in parts for name in names]
+        best = {key: _objective(key, config).best([m.get(key) for _, m in lines], lambda value: value) for key in keys}
+        for key in keys:
+            shown.add_column(Text(key.replace("/", "\n")), justify="right", no_wrap=True)
+        for name, metrics in lines:
+            if metrics is run and console.is_terminal:
+                shown.add_section()
+            shown.add_row(Text(printable(name)), *(_cell(metrics.get(key), best[key]) for key in keys))
+        if (
+            len(names) == 1
+            or Measurement.get(console, console.options.update(width=10_000), shown).maximum <= console.width
+        ):
+            return shown
+        names.pop()
 
 
 def _cell(value: float | None, best: float | None) -> Text:
