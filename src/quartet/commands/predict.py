@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -50,9 +50,10 @@ def predict(arguments: DictConfig) -> None:
         raise ValueError("\n".join(wrong))
     output = None if arguments.output is None else str(arguments.output)
     check_output(output)
+    live = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())  # no rows run through the line
     with writer(output) as write, redirect_stdout(sys.stderr):  # standard output may be a file of predictions
         model = open_model(Run.open(arguments.run)).load(given["batch_size"])
-        Prediction(model, write, given["on_error"], given["top_k"]).run(given["input"])
+        Prediction(model, write, given["on_error"], given["top_k"], live).run(given["input"])
     if output is not None:
         print(f"written: {printable(output)}", file=sys.stderr)
 
@@ -60,22 +61,23 @@ def predict(arguments: DictConfig) -> None:
 class Prediction:
     """One pass over the input: a thread reads and encodes, this one computes and writes."""
 
-    def __init__(self, model: Loaded, write: Write, on_error: str, top_k: int | None):
+    def __init__(self, model: Loaded, write: Write, on_error: str, top_k: int | None, live: bool):
         self.model, self.write, self.on_error = model, write, on_error
         self.top_k = min(top_k, len(model.classes)) if top_k and model.classes else None
         self.skipped: list[str] = []
         self.n = self.n_skipped = self.n_strange = 0
         self.kept: list[tuple[np.ndarray, np.ndarray]] = []  # predictions with their targets
         self.measurable = True
+        self.live = live
 
     def run(self, source: str) -> None:
         started = shown = time.monotonic()
-        for encoded in ahead(self.encoded(source)):
-            self.finish(encoded)
-            if time.monotonic() - shown > EVERY:
-                shown = time.monotonic()
-                rate = self.n / (shown - started)
-                say(f"{self.n:,} examples  {rate:,.0f}/s")
+        with progress_line(self.live) as show:
+            for encoded in ahead(self.encoded(source)):
+                self.finish(encoded)
+                if time.monotonic() - shown > (0.2 if self.live else EVERY):
+                    shown = time.monotonic()
+                    show(f"{self.n:,} examples  {self.n / (shown - started):,.0f}/s")
         if not self.n and not self.n_skipped:
             raise ValueError(f"input={source} has no examples; is it empty?")
         self.report(time.monotonic() - started)
@@ -159,6 +161,18 @@ class Prediction:
         for name, value in metrics.items():
             if name.startswith("/"):
                 say(f"  {name[1:]:<28} {value:.6f}")
+
+
+@contextmanager
+def progress_line(live: bool) -> Iterator[Callable[[str], None]]:
+    """To show how far the work is: in one line of a terminal that changes, else in lines."""
+    if not live:
+        yield say
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("predicting") as status:
+        yield lambda text: status.update(f"predicting  {text}")
 
 
 def ahead(items: Iterator[Encoded]) -> Iterator[Encoded]:

@@ -145,16 +145,22 @@ class Ensemble:
 
     def __init__(self, run: Run):
         self.run, values = run, run.read(ENSEMBLE)
+        folder = run.directory / "members"
         try:
-            self.members = [Run(run.directory / "members" / str(i)) for i in range(values["n_members"])]
-            self.combination = Combination(**values["combination"])
+            # 1. the members are those that are there
+            n = len(list(folder.iterdir()))
+            self.members = [Run(folder / str(i)) for i in range(n)]
+            self.combination = own = Combination(**values["combination"])
             self.parts: tuple[str, ...] = ("test",) if values["folds"] else PARTS
-            numbers = [*(self.combination.weights or ()), *(self.combination.intercepts or ())]
-            numbers += [x for row in self.combination.coefficients or () for x in row]
-            every = sorted(i for group in self.combination.groups for i in group)
-            if every != [*range(len(self.members))] or not np.isfinite(np.array(numbers, dtype=float)).all():
-                raise ValueError("its members do not fit")
-        except (LookupError, TypeError, ValueError) as error:
+            if sorted(i for group in own.groups for i in group) != [*range(n)]:
+                raise ValueError("its groups are not of these members")
+            # 2. as many numbers as groups, all of them finite
+            k, n_classes = len(own.groups), len(own.intercepts or ())
+            weights = np.array(own.weights if own.coefficients is None else own.coefficients, dtype=float)
+            shapes = {(k,)} if own.coefficients is None else {(n_classes, n_classes * k), (1, k)}
+            if weights.shape not in shapes or not np.isfinite([*weights.flat, *(own.intercepts or ())]).all():
+                raise ValueError("its weights do not fit its members")
+        except (LookupError, TypeError, ValueError, OSError) as error:
             raise ValueError(f"{run.directory / ENSEMBLE} is damaged ({error}); combine the runs again") from error
 
     def predict_part(self, part: str, data_path: str | None = None) -> Predicted:
@@ -208,7 +214,6 @@ def combined(predicted: Sequence[Predicted], combination: Combination) -> Predic
 def facts(combination: Combination, members: Sequence[Run], *, folds: bool) -> dict[str, Any]:
     """The content of ensemble.json."""
     return {
-        "n_members": len(members),
         "members": [member.directory.name for member in members],
         "folds": folds,
         "combination": asdict(combination),

@@ -152,9 +152,14 @@ class TextClassificationData(TextData):
         self._rows["test"] = [replace(row, label=self.classes[i]) for row, i in zip(rows, places, strict=True)]
         return self._rows["test"]
 
+    def _columns(self) -> dict[str, str]:
+        """The columns of the training data; runs of before, and sources without files, have noted none."""
+        columns = self.preprocessing().get("columns")
+        return {key: str(name) for key, name in columns.items()} if isinstance(columns, dict) else {}
+
     def new_files(self, path: str) -> LabelledFiles:
         """How new rows are read: by the columns of the training data where those have names."""
-        columns = self.preprocessing().get("columns", {})
+        columns = self._columns()
         return LabelledFiles(path, "auto", "auto", None, columns.get("text"), columns.get("label"), None, None)
 
     def slice_columns(self, part: str, names: list[str]) -> dict[str, np.ndarray]:
@@ -224,7 +229,7 @@ class OwnLabelledText(TextClassificationData):
 
     def new_files(self, path: str) -> LabelledFiles:
         """As the training data are read, but for parts and groups; runs of before have not noted their columns."""
-        columns = self.preprocessing().get("columns", {})
+        columns = self._columns()
         text, label = (columns.get(key, getattr(self.files, key)) for key in ("text", "label"))
         return replace(self.files, path=path, text=text, label=label, split_column=None, group=None)
 
