@@ -243,7 +243,9 @@ def test_data_that_have_moved(script, outputs, tmp_path):
     config = (tmp_path / "run" / "config.yaml").read_text()
     other = tmp_path / "other.csv"
     other.write_text(moved.read_text().replace("3,", "4,"))
-    fails(script("evaluate", "run=run", f"data.path={other}"), "the data have changed")
+    fails(script("evaluate", "run=run", "split=test", f"data.path={other}"), "the data have changed")
+    judged = script("evaluate", "run=run", f"data.path={other}").stdout  # without a part they are new data
+    assert "new data: 60 samples" in judged and "new/accuracy" in judged and "test/" not in judged
     assert (tmp_path / "run" / "config.yaml").read_text() == config
 
 
@@ -265,7 +267,8 @@ def test_a_run_whose_data_have_moved_goes_on(script, outputs, tmp_path):
 
 def test_data_that_are_in_no_file_of_the_user_s_cannot_move(script, tmp_path):
     assert script("train", *FAST.split(), "run.dir=run").returncode == 0
-    fails(script("evaluate", "run=run", "data.path=x"), "reads no files of yours; leave it out")
+    fails(script("evaluate", "run=run", "split=test", "data.path=x"), "reads no files of yours; leave it out")
+    fails(script("evaluate", "run=run", "data.path=x"), "x does not exist")
 
 
 def test_a_sweep_below_the_home_directory(script, tmp_path):
@@ -295,7 +298,8 @@ def test_metrics_without_classes_are_lines_and_nothing_else(script):
     words = "model=mlp data=diabetes trainer.max_epochs=1 callbacks.data_report=null callbacks.figures=null logger=none"
     assert script("train", *words.split(), "run.dir=run").returncode == 0
     lines = script("evaluate", "run=run", "split=test").stdout.splitlines()
-    assert lines[0] == "run: run" and all(line.startswith("  test/") for line in lines[1:]) and len(lines) > 3
+    assert lines[0] == "run: run" and all(line.startswith("  test/") for line in lines[1:-1]) and len(lines) > 4
+    assert lines[-1].startswith("page: ")
 
 
 def test_a_folder_called_debug_above_the_project_debugs_nothing(script, outputs, tmp_path):

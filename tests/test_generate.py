@@ -19,6 +19,7 @@ from quartet.commands.generate import continuations, read_prompts, sample_seed, 
 from quartet.commands.train import create_and_train
 from quartet.data.spec import Spec
 from quartet.data.text import tokenizers
+from quartet.inference import language
 from quartet.models.rnn import RNN
 from quartet.models.transformer import Transformer
 from quartet.tasks.language_modeling import LanguageModeling
@@ -56,7 +57,8 @@ def command(monkeypatch, tmp_path):
     """command(key=value, …): what the script does with these settings; its model is untrained."""
     task = language_model()
     monkeypatch.setattr(generate.Run, "open", lambda *_, **__: None)
-    monkeypatch.setattr(generate, "load_task", lambda run: (task, TOKENIZER))
+    for module in (generate, language):
+        monkeypatch.setattr(module, "load_task", lambda run: (task, TOKENIZER))
     monkeypatch.chdir(tmp_path)
     return lambda **settings: generate.main(arguments(**{"max_tokens": 12, **SAMPLING, **settings}))
 
