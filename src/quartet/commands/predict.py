@@ -114,6 +114,7 @@ class Prediction:
         self.write(self.table(examples, predicted))
         if examples.labels is None or not self.measurable:
             return
+        # kept for the metrics at the end, up to a number that memory does not notice
         targets = self.model.data.targets(examples.labels)
         known = targets >= 0 if self.model.classes else np.isfinite(targets)
         self.n_strange += int((~known).sum())
@@ -121,6 +122,7 @@ class Prediction:
         self.measurable = sum(len(targets) for _, targets in self.kept) < MEASURED
 
     def table(self, examples: Examples, predicted: np.ndarray) -> pa.Table:
+        # the name of an example first, then the prediction, then how sure it is
         columns: dict[str, Any] = {examples.key: examples.ids}
         classes = self.model.classes
         if not classes:

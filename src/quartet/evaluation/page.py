@@ -27,7 +27,9 @@ def write_page(run: Run, predicted: list[Predicted], judged: list[dict[str, Any]
     """All files; each takes the place of its predecessor atomically."""
     from PIL import Image
 
+    # 1. the numbers first: they stay if no figure can be drawn
     run.write("evaluation.json", {**facts, "parts": judged})
+    # 2. figures, as files beside the Markdown page and inside the HTML page
     parts = []
     for one, values in zip(predicted, judged, strict=True):
         figures = {}
@@ -40,6 +42,7 @@ def write_page(run: Run, predicted: list[Predicted], judged: list[dict[str, Any]
                 data = base64.b64encode(path.read_bytes()).decode()
                 figures[name] = {"path": f"figures/{path.name}", "data": data, "alt": ALTS[name]}
         parts.append({**values, "title": TITLES[one.part], "tables": tables(values), "figures": figures})
+    # 3. both pages from one template
     every = {f"{part['part']}_{name}": figure for part in parts for name, figure in part["figures"].items()}
     content = {"title": f"Evaluation: {run.directory.name}", "parts": parts, "facts": facts, "figures": every}
     for format in ("md", "html"):
@@ -69,18 +72,17 @@ def tables(judged: dict[str, Any]) -> dict[str, Any]:
 
 
 def interval(limits: tuple[float, float] | None) -> str:
-    return "" if limits is None else f"[{limits[0]:.4g}, {limits[1]:.4g}]"
+    low_and_high = [f"{x:.4g}" if abs(x) >= 0.01 else f"{x:.4f}" for x in limits or ()]
+    return f"[{', '.join(low_and_high)}]" if low_and_high else ""
 
 
 def gap_sentence(gap: dict[str, Any], *, of_errors: bool) -> str:
     """Which slice is worse than which, and whether that may be chance."""
-    worst, best, column = gap["worst"], gap["best"], gap["column"]
+    worst, best = gap["worst"], gap["best"]
     score = "mean absolute error" if of_errors else "accuracy"
     sure = "their intervals do not overlap" if gap["apart"] else "their intervals overlap: it may be chance"
-    return (
-        f"{column}: {worst['value']} has {score} {worst['score']:.3g} (n = {worst['n']}), "
-        f"{best['value']} {best['score']:.3g} (n = {best['n']}); {sure}"
-    )
+    shown = (f"{one['score']:.3g} for {one['value']} (n = {one['n']})" for one in (worst, best))
+    return f"{gap['column']}: {score} {' and '.join(shown)}; {sure}"
 
 
 def _said(value: Any) -> str:

@@ -186,6 +186,7 @@ class LoadedEnsemble:
         return [model.encode(examples) for model in self.models]
 
     def predict(self, inputs: Any) -> Array:
+        # members are not calibrated: what their run directories hold besides weights was left behind
         predictions = [model.predict(own) for model, own in zip(self.models, inputs, strict=True)]
         return self.calibration.apply(self.combination.combine(predictions))
 
@@ -199,11 +200,13 @@ def open_model(run: Run) -> Single | Ensemble:
 
 def combined(predicted: Sequence[Predicted], combination: Combination) -> Predicted:
     """The prediction of an ensemble of one part, and its metrics."""
+    # 1. the same samples in the same order: their targets say so
     first = predicted[0]
     target = first.outputs["target"]
     for one in predicted[1:]:
         if one.outputs["target"].shape != target.shape or not np.allclose(one.outputs["target"], target):
             raise ValueError("the members do not predict the same samples: their data or splits differ")
+    # 2. metrics of the combined prediction, by the task's own definitions
     prediction = combination.combine([one.outputs["prediction"] for one in predicted])
     metrics = first.task.measure(torch.from_numpy(np.ascontiguousarray(prediction)), torch.from_numpy(target))
     scale = first.task.spec.target_std**2 if prediction.ndim == 1 else 1.0  # training's loss is of standardised targets

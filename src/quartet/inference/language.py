@@ -101,6 +101,7 @@ class LanguageModel:
 
     def predict(self, inputs: list[str]) -> dict[str, list[float]]:
         """Columns of numbers, one a text."""
+        # one at a time: texts have windows of their own, and a state may be carried through them
         scores = [score(self.task, self.tokenizer, text) for text in inputs]
         return {
             "tokens": [len(one.tokens) for one in scores],

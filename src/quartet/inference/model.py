@@ -31,6 +31,7 @@ class Model:
         self.data: DataModule = build.restore_data(run, config, read=False)
         task: Any = build.build_task(config, self.data.spec)
         load_checkpoint(task, run.best_checkpoint)
+        # the trainer knows what accelerator=auto is here, and how its precision casts
         trainer = build.build_trainer(config, run.directory)
         self.precision, self.device = trainer.precision_plugin, trainer.strategy.root_device
         self.task: Any = self.precision.convert_module(task).to(self.device).eval()
@@ -44,6 +45,7 @@ class Model:
 
     def predict(self, inputs: Inputs) -> Array:
         """(N, C) calibrated probabilities, or (N,) numbers in the target's own unit."""
+        # examples are encoded many at a time and computed few at a time: each is fastest so
         n = len(next(iter(inputs.values())))
         found = []
         with torch.inference_mode(), self.precision.forward_context():

@@ -63,6 +63,7 @@ class Collect(Callback):
         if not self.batches:
             return {}
         joined = {name: torch.cat([batch[name] for batch in self.batches]).numpy() for name in self.batches[0]}
+        # samples are in the order of the part, whatever order they were visited in
         order = np.argsort(joined["index"], kind="stable")
         return {name: values[order] for name, values in joined.items()}
 
@@ -83,6 +84,7 @@ def predict_part(run: Run, part: str, data_path: str | None = None) -> Predicted
     load_checkpoint(task, run.best_checkpoint)
     if isinstance(task, LanguageModeling):
         task.keeps_windows = True
+    # measured by the loop that training uses, so that the metrics are the same to the last digit
     collect = Collect()
     trainer = build.build_trainer(config, run.directory, callbacks=(progress(metrics=(), every_seconds=5.0), collect))
     measured = "test" if part == NEW else part

@@ -32,6 +32,7 @@ def members(outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     It is not the loss of their mean, which would let them rely on each other (TabM, arXiv:2410.24210). One output for
     each sample, (B, C), stays as it is.
     """
+    # evaluation has one output for each sample: networks average their members there
     if outputs.ndim < 3:
         return outputs, target
     return outputs.flatten(0, 1), target.repeat_interleave(outputs.shape[1], dim=0)
@@ -118,6 +119,7 @@ class Task(LightningModule):
         if "filler" in batch:  # workers that hold shares of the network wait for each other in it
             self.network(**batch["inputs"])
             return None
+        # counted, so that a sample that two workers have scored, or none, is noticed
         self._n_scored += len(batch["target"])
         return self.step(batch, part)[1]
 
@@ -133,6 +135,7 @@ class Task(LightningModule):
     def penalty(self) -> Tensor | None:
         if not (self.l1 or self.l2):
             return None
+        # the group that weight decay would shrink; sharded weights are summed over all ranks
         weights = optim.parameter_groups(self.network, weight_decay=1.0)[0]["params"]
         total = torch.zeros((), device=self.device)
         for weight in weights:
@@ -144,6 +147,7 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Any:
         assert self.make_optimizer and self.make_scheduler, "this task was built for evaluation"
+        # the number of steps is known only now, when the trainer knows its loader
         optimizer = self.make_optimizer(self.network)
         total_steps = int(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, total_steps)}
@@ -155,6 +159,7 @@ class Task(LightningModule):
         if not gradient_clip_val or gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
+        # torch's own norm is that of one rank's shards
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, optim.gradient_norm(parameters))
 

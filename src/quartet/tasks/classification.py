@@ -84,11 +84,13 @@ class Classification(ScoredTask):
 
     def step(self, batch: Batch, part: str) -> tuple[Tensor, dict[str, Tensor]]:
         outputs, target = self.network(**batch["inputs"]).float(), batch["target"]
+        # 1. the loss: smoothing and weights shape training only, so that validations can be compared
         training = part == "train"
         smoothing = self.label_smoothing if training else 0.0
         wanted = self.wanted(batch) * (1 - smoothing) + smoothing / self.n_classes
         logits, wanted = members(outputs, wanted)
         loss = self.loss(logits, wanted, self.weights if training else None).mean()
+        # 2. what is logged
         if training:
             if self.logging_due:
                 accuracy = (logits.argmax(-1) == members(outputs, target)[1]).float().mean()
@@ -103,6 +105,7 @@ class Classification(ScoredTask):
         one_hot = F.one_hot(batch["target"], self.n_classes)
         if "mix" not in batch:
             return one_hot
+        # mixup and CutMix: the loss of a mixed target is the mixture of the two losses
         share = batch["mix"][:, None]
         return share * one_hot + (1 - share) * F.one_hot(batch["target_mix"], self.n_classes)
 
@@ -146,6 +149,7 @@ class Classification(ScoredTask):
         if given is None:
             return None
         if given == "auto":
+            # a class that training does not have counts as one sample: its weight stays finite
             counts = torch.tensor(self.spec.class_counts, dtype=torch.float32)
             return counts.sum() / (len(counts) * counts.clamp(min=1))
         if isinstance(given, str) or len(given) != self.n_classes:

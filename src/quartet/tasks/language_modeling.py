@@ -50,7 +50,8 @@ class LanguageModeling(Task):
         if part == "train":
             loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
             if self.logging_due:
-                self._log_training(loss.detach(), target)
+                bits = loss.detach() / math.log(2) * len(target) / self.token_bytes[target].sum().clamp(min=1)
+                self.log_dict({"train/loss": loss.detach(), "train/bits_per_byte": bits}, sync_dist=True)
             return loss, None
         loss = F.cross_entropy(logits, target)
         n_right = (argmax(logits) == target).sum()
@@ -68,10 +69,6 @@ class LanguageModeling(Task):
         logits, state = self.network.advance(tokens, _rows(self.state.get(part), len(tokens)))
         self.state[part] = _detached(state)
         return logits
-
-    def _log_training(self, loss: Tensor, target: Tensor) -> None:
-        bits = loss / math.log(2) * len(target) / self.token_bytes[target].sum().clamp(min=1)
-        self.log_dict({"train/loss": loss, "train/bits_per_byte": bits}, sync_dist=True)
 
     def on_train_epoch_start(self) -> None:
         self.state.pop("train", None)

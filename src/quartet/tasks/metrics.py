@@ -51,7 +51,9 @@ class RegressionErrors(Metric):
         self.targets.append(target.detach())
 
     def compute(self) -> dict[str, Tensor]:
-        prediction, target = (_joined(values).cpu().double() for values in (self.predictions, self.targets))
+        # a state that is gathered over workers is one tensor already
+        states = [x if isinstance(x, Tensor) else torch.cat(x) for x in (self.predictions, self.targets)]
+        prediction, target = (x.cpu().double() for x in states)
         errors = prediction - target
         values = {"rmse": errors.square().mean().sqrt() * self.scale, "mae": errors.abs().mean() * self.scale}
         r2 = r_squared(prediction, target)
@@ -63,11 +65,6 @@ def r_squared(prediction: Tensor, target: Tensor) -> Tensor | None:
     if len(target) < 2 or bool(target.min() == target.max()):
         return None
     return 1 - (prediction - target).square().sum() / (target - target.mean()).square().sum()
-
-
-def _joined(values: list[Tensor] | Tensor) -> Tensor:
-    """A state that is gathered over workers is one tensor already."""
-    return values if isinstance(values, Tensor) else torch.cat(values)
 
 
 class ClassCounts(Metric):

@@ -26,6 +26,7 @@ class Regression(ScoredTask):
         self.loss = LOSSES[loss]
 
     def step(self, batch: Batch, part: str) -> tuple[Tensor, dict[str, Tensor]]:
+        # loss and metrics are of standardised values, whatever the unit of the target
         outputs, target = members(self.network(**batch["inputs"]).float(), batch["target"])
         output = outputs.squeeze(-1)
         loss = self.loss(output, target)
