@@ -205,6 +205,7 @@ def test_a_regression_is_in_the_unit_of_the_target(small_runs, predicted):
         ({"source": "image.png"}, "image.png: is binary"),
         ({"source": "empty.csv", "output": "out.xlsx"}, "must end in .csv, .jsonl, .parquet"),
         ({"source": "empty.csv", "output": "no/out.csv"}, "there is no folder"),
+        ({"source": "empty.csv", "output": "empty.csv"}, "would replace what is read"),
         ({"source": "empty.csv", "on_error": "ignore", "top_k": 0}, "on_error must be one of .*\ntop_k must be"),
     ],
 )

@@ -49,7 +49,7 @@ def predict(arguments: DictConfig) -> None:
     if wrong := wrong_settings(SETTINGS, given):
         raise ValueError("\n".join(wrong))
     output = None if arguments.output is None else str(arguments.output)
-    check_output(output)
+    check_output(output, given["input"])
     live = sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())  # no rows run through the line
     with writer(output) as write, redirect_stdout(sys.stderr):  # standard output may be a file of predictions
         model = open_model(Run.open(arguments.run)).load(given["batch_size"])

@@ -22,8 +22,8 @@ SHOWN = 50  # rows of a table on a terminal
 Write = Callable[[pa.Table], None]
 
 
-def check_output(output: str | None) -> None:
-    """Before any work: ValueError for an ending that is not known, OSError for a folder that is not there."""
+def check_output(output: str | None, source: str) -> None:
+    """Before any work: ValueError for an unknown ending or the file that is read, OSError for a folder that is absent."""
     if output is None:
         return
     if not output.lower().endswith(SUFFIXES):
@@ -31,6 +31,9 @@ def check_output(output: str | None) -> None:
     folder = Path(user_path(output)).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"output={output}: there is no folder {folder}; make it, or name another one")
+    place = Path(user_path(output))
+    if place.exists() and Path(user_path(source)).exists() and place.samefile(user_path(source)):
+        raise ValueError(f"output={output} would replace what is read; name another file")
 
 
 @contextmanager
