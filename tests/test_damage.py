@@ -411,6 +411,8 @@ def test_what_steers_a_terminal_is_written_out(capsys):
 
 
 def test_messages_keep_their_own_lines_only(monkeypatch, capsys):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the command sets it, for Hydra to raise
+
     @command("generate")
     def main(config):
         raise ValueError("one\ntwo\x1b[2J\x85three")
