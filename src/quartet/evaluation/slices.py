@@ -52,8 +52,10 @@ def groups(values: Array) -> Array:
     known = column.notna() & (column.astype(str) != "")
     numbers: Any = pd.to_numeric(column.where(known), errors="coerce")
     if numbers.notna().sum() == known.sum() and numbers.nunique() > MOST:
-        cut: Any = pd.qcut(numbers, QUARTERS, duplicates="drop")
-        names = cut.astype(object).map(lambda piece: f"{piece.left:.4g} to {piece.right:.4g}", na_action="ignore")
+        # a quarter is called after its smallest and its largest number
+        quarter: Any = pd.qcut(numbers, QUARTERS, duplicates="drop", labels=False)
+        ends: Any = dict(list(numbers.groupby(quarter)))
+        names = quarter.astype(object).map(lambda q: f"{ends[q].min():.4g} to {ends[q].max():.4g}", na_action="ignore")
     else:
         names = column.astype(str)
         counts = names[known].value_counts()
