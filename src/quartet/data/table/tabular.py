@@ -168,7 +168,7 @@ class Tabular(DataModule):
     def use(self, preprocessing: dict[str, Any]) -> None:
         self.numeric = preprocessing["numeric"]
         self.categorical = preprocessing["categorical"]
-        self._slots = [{name: i for i, name in enumerate(x["categories"], start=1)} for x in self.categorical]
+        self._places = [pd.Index(x["categories"], dtype=object) for x in self.categorical]
         # preprocessing may come from a damaged file
         values = [v for x in self.numeric for name, v in x.items() if name not in NOT_ONE]
         curve = [number for x in self.numeric for name in ("quantiles", "scores") for number in x.get(name, [])]
@@ -181,7 +181,7 @@ class Tabular(DataModule):
         if self.schema["decimal"] not in (".", ",") or not all(isinstance(name, str) for name in self.columns):
             raise ValueError("the schema is not that of a table")
         sizes = self.spec.sizes
-        cardinalities = [1 + len(slots) for slots in self._slots]
+        cardinalities = [1 + len(names) for names in self._places]
         if [sizes["n_numeric"], sizes["cardinalities"]] != [len(self.numeric), cardinalities]:
             raise ValueError("the columns are not as many as the sizes say")
 
@@ -307,7 +307,9 @@ class Tabular(DataModule):
         for j, fitted in enumerate(self.numeric):
             numbers[:, j] = scale(numeric[fitted["column"]], fitted)
         for j, fitted in enumerate(self.categorical):
-            slots[:, j] = [self._slots[j].get(value, 0) for value in categorical[fitted["column"]]]
+            # -1 for what training has not seen, and for None: slot 0
+            values = np.asarray(categorical[fitted["column"]], dtype=object)
+            slots[:, j] = 1 + self._places[j].get_indexer(values)
         return {"numeric": torch.from_numpy(numbers), "categorical": torch.from_numpy(slots)}
 
     def report(self) -> dict[str, Any]:
