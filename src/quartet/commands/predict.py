@@ -128,15 +128,15 @@ class Prediction:
         if not classes:
             columns["prediction"] = predicted
         else:
-            names = np.array(classes, dtype=object)
+            names = pa.array(classes, pa.string())
             if self.top_k is None:
-                columns["prediction"] = names[self.model.calibration.decide(predicted)]
+                columns["prediction"] = names.take(pa.array(self.model.calibration.decide(predicted)))
                 columns |= {f"p({name})": predicted[:, i] for i, name in enumerate(classes)}
             else:
                 order = np.argsort(-predicted, axis=1, kind="stable")[:, : self.top_k]
                 for rank, place in enumerate(order.T, 1):
                     end = "" if rank == 1 else f" {rank}"
-                    columns[f"prediction{end}"] = names[place]
+                    columns[f"prediction{end}"] = names.take(pa.array(place))
                     columns[f"probability{end}"] = np.take_along_axis(predicted, place[:, None], 1)[:, 0]
         if examples.labels is not None:
             columns["target"] = [*examples.labels]
