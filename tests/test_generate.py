@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def command(monkeypatch, tmp_path):
     task = language_model()
     monkeypatch.setattr(generate.Run, "open", lambda *_, **__: None)
     for module in (generate, language):
-        monkeypatch.setattr(module, "load_task", lambda run: (task, TOKENIZER))
+        monkeypatch.setattr(module, "load_task", lambda run: (task, SimpleNamespace(tokenizer=TOKENIZER)))
     monkeypatch.chdir(tmp_path)
     return lambda **settings: generate.main(arguments(**{"max_tokens": 12, **SAMPLING, **settings}))
 

@@ -88,7 +88,7 @@ def grant(names: Iterable[str]) -> None:
 
 
 def revoke(names: Iterable[str]) -> None:
-    """The opposite: for a process that goes on to work for another user."""
+    """Take packages back that were granted to this process; tests restore it with this."""
     _granted.difference_update(names)
 
 

@@ -333,6 +333,8 @@ def test_calibration_is_kept_and_used(small_runs, tmp_path, monkeypatch, predict
     assert (after["p(high)"] != before["p(high)"]).any()
     high = after["p(low)"] < kept["threshold"]
     assert (after.prediction == np.where(high, "high", "low")).all()
+    first, _ = predicted(Path("copy"), trained.test_data, top_k=1)
+    assert (first.prediction == after.prediction).all()  # the threshold decides there too
     ranked = before["p(high)"].argsort(kind="stable"), after["p(high)"].argsort(kind="stable")
     assert (before["p(high)"][ranked[0]].rank() == before["p(high)"][ranked[1]].rank().to_numpy()).all()
     # what is damaged is refused

@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
     "runs": Annotated[list[str], Rule("runs, a glob or a sweep, as in runs='outputs/sweeps/<time>/*'", bool)],
     "method": Literal["mean", "weighted", "greedy", "stack"],
 }
-SPLIT = ("split", "split_seed", "folds", "fold", "path", "source", "target", "split_column", "group")  # keys of data
+SPLIT = ("split", "split_seed", "folds", "split_column", "group")  # keys of data that decide who validates
 
 
 def ensemble(arguments: DictConfig) -> None:
@@ -116,17 +116,14 @@ def check_agreement(members: Sequence[Run], configs: Sequence[DictConfig]) -> bo
     tasks = [config.task._target_ for config in configs]
     if any(map(is_language_model, configs)):
         raise ValueError("language models cannot be combined: an ensemble is of classifiers or of regressions")
-    splits = [{key: plain(config)["data"].get(key) for key in SPLIT} for config in configs]
+    splits = [{key: plain(config)["data"].get(key) for key in (*SPLIT, "fold")} for config in configs]
     folds = all(split["fold"] is not None for split in splits) and len({split["fold"] for split in splits}) > 1
     for run, task, own, split in zip(members, tasks, facts, splits, strict=True):
         compared = {
             "task": (task, tasks[0]),
             "classes": (own["spec"].get("classes"), facts[0]["spec"].get("classes")),
             "data": (own.get("fingerprint"), facts[0].get("fingerprint")),
-            **{
-                f"data.{key}": (split[key], splits[0][key])
-                for key in ("split", "split_seed", "folds", "split_column", "group", *([] if folds else ["fold"]))
-            },
+            **{f"data.{key}": (split[key], splits[0][key]) for key in (SPLIT if folds else (*SPLIT, "fold"))},
         }
         for what, (one, other) in compared.items():
             if one != other:

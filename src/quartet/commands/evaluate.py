@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.cells import cell_len
 
 from quartet.evaluation.judge import TITLES, calibrated, judge
-from quartet.evaluation.page import evaluation_path, gap_sentence, interval, write_page
+from quartet.evaluation.page import gap_sentence, interval, write_page
 from quartet.inference.calibration import (
     FILE,
     Calibration,
@@ -77,7 +77,8 @@ def report(arguments: DictConfig) -> None:
     except OSError as error:  # the metrics are printed: a run on a disk that cannot be written is still evaluated
         print(f"no page: {printable(str(error))}", file=sys.stderr)
         return
-    print(f"page: {printable(str(evaluation_path(run)))}", flush=True)
+    page = run.directory / "evaluation.html"
+    print(f"page: {printable(str(page))}", flush=True)
 
 
 def evaluate(run: Run, split: str, data_path: str | None = None) -> dict[str, float]:

@@ -273,7 +273,8 @@ def print_score(run: Run, text: str, output: Path | None, *, logprobs: bool) -> 
     """Print the score of a text, or write it to a file, atomically."""
     if not text:
         raise ValueError("the text to score is empty; give one with score=<text> or score_file=<file>")
-    task, tokenizer = load_task(run)
+    task, data = load_task(run)
+    tokenizer = data.tokenizer
     started = time.perf_counter()
     found = score(task, tokenizer, text)
     values = {"tokens": len(found.tokens), "bytes": found.n_bytes, "logprob": found.logprob}

@@ -41,8 +41,8 @@ class Encoded(NamedTuple):
 def predict(arguments: DictConfig) -> None:
     """Write a row for each example of `input`: its name, the prediction and what is known about it.
 
-    Raises ValueError or OSError, before anything is written, for wrong settings, for input of another kind, and with
-    `on_error=stop` for the first example that cannot be read.
+    Raises ValueError or OSError for wrong settings, for input of another kind, and with `on_error=stop` for the first
+    example that cannot be read; a file is not written then, a pipe keeps the rows before.
     """
     given: dict[str, Any] = {key: arguments[key] for key in SETTINGS}
     given["input"] = "" if arguments.input is None else str(arguments.input)  # input=42 is a number to Hydra
@@ -133,7 +133,10 @@ class Prediction:
                 columns["prediction"] = names.take(pa.array(self.model.calibration.decide(predicted)))
                 columns |= {f"p({name})": predicted[:, i] for i, name in enumerate(classes)}
             else:
-                order = np.argsort(-predicted, axis=1, kind="stable")[:, : self.top_k]
+                # the class that is said first, which a threshold may have chosen, then the likeliest
+                ranked = predicted.copy()
+                np.put_along_axis(ranked, self.model.calibration.decide(predicted)[:, None], 2.0, axis=1)
+                order = np.argsort(-ranked, axis=1, kind="stable")[:, : self.top_k]
                 for rank, place in enumerate(order.T, 1):
                     end = "" if rank == 1 else f" {rank}"
                     columns[f"prediction{end}"] = names.take(pa.array(place))

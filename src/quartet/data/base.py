@@ -242,13 +242,3 @@ def seed_step(device: torch.device, *position: int) -> None:
     torch.default_generator.manual_seed(number)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(number)
-
-
-# what file managers, archives and storage systems leave in folders: beginnings of names, and whole ones in lower case
-LEFT_BEHIND = (".", "__macosx", "@ea", "#recycle", "#snapshot", "$recycle")
-LEFT_ALONE = {"thumbs.db", "desktop.ini", "system volume information", "lost+found", "@recycle", "@sharebin", "@tmp"}
-
-
-def is_left_behind(name: str) -> bool:
-    """Whether a file or folder is none of the user's data."""
-    return name.lower().startswith(LEFT_BEHIND) or name.lower() in LEFT_ALONE

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quartet.data.base import is_left_behind, user_path
 from quartet.data.csv_text import Format
-from quartet.data.opening import open_file
+from quartet.data.opening import expand_glob, list_files, open_file
 from quartet.data.records import SUFFIXES, Records
 from quartet.data.splits import listed
 from quartet.data.streaming import stream_records
+from quartet.typed import user_path
 
 STDIN = "-"
 
@@ -76,19 +76,11 @@ def find_files(source: str, suffixes: Sequence[str]) -> dict[str, str] | None:
     """
     place = user_path(source)
     if os.path.isdir(place):
-        found: dict[str, str] = {}
-        for folder, folders, files in os.walk(place):
-            folders[:] = sorted(name for name in folders if not is_left_behind(name))
-            for name in files:
-                if name.lower().endswith(tuple(suffixes)) and not is_left_behind(name):
-                    path = os.path.join(folder, name)
-                    found[os.path.relpath(path, place).replace(os.sep, "/")] = path
-        if not found:
+        names = [name for name in list_files(place, source) if name.lower().endswith(tuple(suffixes))]
+        if not names:
             raise FileNotFoundError(f"no file below {source} ends in {listed(suffixes, 12)}; name files with a glob")
-        return dict(sorted(found.items()))
+        return {name: os.path.join(place, name) for name in names}
     if os.path.lexists(place):
         return {os.path.basename(place): place}
-    if glob.has_magic(source):
-        matches = sorted(path for path in glob.glob(place, recursive=True) if os.path.isfile(path))
-        return {os.path.relpath(path).replace(os.sep, "/"): path for path in matches} or None
-    return None
+    matches = expand_glob(os.path.expanduser(source)) if glob.has_magic(source) else []
+    return {match: match for match in matches} or None

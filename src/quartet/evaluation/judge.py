@@ -19,7 +19,7 @@ from quartet.callbacks.figures import (
 )
 from quartet.evaluation.intervals import bootstrap, intervals_of, rate_scores
 from quartet.evaluation.slices import slices
-from quartet.inference.calibration import TINY, Calibration
+from quartet.inference.calibration import Calibration, cross_entropies
 from quartet.inference.parts import NEW, Predicted
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def calibrated(predicted: Predicted, calibration: Calibration) -> Predicted:
     outputs = {**predicted.outputs, "prediction": calibration.apply(predicted.outputs["prediction"])}
     prediction, target = outputs["prediction"], outputs["target"]
     metrics = predicted.task.measure(torch.from_numpy(prediction), torch.from_numpy(target))
-    metrics["/loss"] = float(-np.log(np.clip(prediction[np.arange(len(target)), target], TINY, None)).mean())
+    metrics["/loss"] = float(cross_entropies(prediction, target).mean())
     if calibration.threshold is not None:
         said, hits = calibration.decide(prediction), target == 1
         right = (said == 1) & hits
@@ -77,7 +77,7 @@ def judge(predicted: Predicted, names: list[str], resamples: int) -> dict[str, A
     if resamples and len(target) > 1:
         found, judged["resamples"] = intervals_of(prediction, target, resamples)
         if classes:  # the loss of each sample is known if it is the cross-entropy
-            nats = -np.log(np.clip(prediction[np.arange(len(target)), target].astype(np.float64), TINY, None))
+            nats = cross_entropies(prediction, target)
             if np.isclose(nats.mean(), judged["metrics"].get("loss", np.nan), rtol=1e-3, atol=1e-5):
                 limits, _ = bootstrap(rate_scores({"loss": (nats, np.ones_like(nats))}), len(nats), resamples=resamples)
                 found |= limits

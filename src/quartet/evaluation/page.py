@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
 from typing import Any
 
 from quartet.callbacks.figures import optional, render
@@ -87,7 +86,3 @@ def gap_sentence(gap: dict[str, Any], *, of_errors: bool) -> str:
 
 def _said(value: Any) -> str:
     return digits(value) if isinstance(value, float) else str(value)
-
-
-def evaluation_path(run: Run) -> Path:
-    return run.directory / "evaluation.html"

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy import ndarray as Array
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
 from quartet.run import Run
 
 FILE = "calibration.json"
 TEMPERATURES = (0.05, 20.0)  # beyond these all classes are equally likely, or one is certain
 TINY = 1e-12  # the least probability whose logarithm is taken
-GOALS = ("f1", "balanced_accuracy", "cost")
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class Calibration:
         if self.temperature == 1 or probabilities.ndim == 1:
             return probabilities
         logits = np.log(np.clip(probabilities.astype(np.float64), TINY, None)) / self.temperature
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        return (powers / powers.sum(1, keepdims=True)).astype(probabilities.dtype)
+        return softmax(logits, axis=1).astype(probabilities.dtype)
 
     def decide(self, probabilities: Array) -> Array:
         """The class (N,) of calibrated probabilities."""
@@ -59,12 +58,17 @@ def read_calibration(run: Run) -> Calibration:
     return Calibration(float(temperature), None if threshold is None else float(threshold))  # type: ignore[arg-type]
 
 
+def cross_entropies(probabilities: Array, target: Array) -> Array:
+    """The loss of each sample (N,), in nats: how surprising its class is to probabilities (N, C)."""
+    return -np.log(np.clip(probabilities[np.arange(len(target)), target].astype(np.float64), TINY, None))
+
+
 def fit_temperature(probabilities: Array, target: Array) -> float:
     """The temperature with the least negative log-likelihood of the targets (N,)."""
 
     def loss(log_temperature: float) -> float:
         scaled = Calibration(math.exp(log_temperature)).apply(probabilities.astype(np.float64))
-        return float(-np.log(np.clip(scaled[np.arange(len(target)), target], TINY, None)).mean())
+        return float(cross_entropies(scaled, target).mean())
 
     limits = tuple(map(math.log, TEMPERATURES))
     found: Any = minimize_scalar(loss, bounds=limits, method="bounded", options={"xatol": 1e-4})

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy import ndarray as Array
 from scipy.optimize import minimize
+from scipy.special import softmax
 
-from quartet.inference.calibration import TINY, read_calibration
+from quartet.inference.calibration import cross_entropies, read_calibration
 from quartet.inference.language import LanguageModel, is_language_model
 from quartet.inference.model import Model
 from quartet.inference.parts import NEW, PARTS, Predicted, predict_part
 from quartet.run import ENSEMBLE, Run
 
-METHODS = ("mean", "weighted", "greedy", "stack")
 GREEDY_ROUNDS = 50  # members drawn at most, with repetition; more hardly change the mean
 LEAST_PROBABILITY = 1e-6  # of which stacking takes the logarithm: one model that is certain must not decide alone
 
@@ -44,17 +44,12 @@ class Combination:
 
     def combine(self, predictions: Sequence[Array]) -> Array:
         """Predictions (N, C) or (N,) of each member to those of the ensemble."""
-        return self.of_groups([np.mean([predictions[i] for i in group], axis=0) for group in self.groups])
-
-    def of_groups(self, predictions: Sequence[Array]) -> Array:
+        means, dtype = [np.mean([predictions[i] for i in group], axis=0) for group in self.groups], predictions[0].dtype
         if self.coefficients is None:
             weights = np.array(self.weights, dtype=np.float64)
-            return np.tensordot(weights, np.stack(predictions).astype(np.float64), axes=1).astype(predictions[0].dtype)
-        scores = features(predictions) @ np.array(self.coefficients).T + np.array(self.intercepts)
-        if predictions[0].ndim == 1:
-            return scores[:, 0]
-        powers = np.exp(scores - scores.max(1, keepdims=True))
-        return (powers / powers.sum(1, keepdims=True)).astype(predictions[0].dtype)
+            return np.tensordot(weights, np.stack(means).astype(np.float64), axes=1).astype(dtype)
+        scores = features(means) @ np.array(self.coefficients).T + np.array(self.intercepts)
+        return scores[:, 0] if means[0].ndim == 1 else softmax(scores, axis=1).astype(dtype)
 
 
 def features(predictions: Sequence[Array]) -> Array:
@@ -68,7 +63,7 @@ def loss(prediction: Array, target: Array) -> float:
     """Mean negative log-likelihood of classes, or mean squared error."""
     if prediction.ndim == 1:
         return float(np.square(prediction - target).mean())
-    return float(-np.log(np.clip(prediction[np.arange(len(target)), target], TINY, None)).mean())
+    return float(cross_entropies(prediction, target).mean())
 
 
 def fit_combination(method: str, groups: list[list[int]], predictions: Sequence[Array], target: Array) -> Combination:
@@ -186,7 +181,7 @@ class LoadedEnsemble:
         return [model.encode(examples) for model in self.models]
 
     def predict(self, inputs: Any) -> Array:
-        # members are not calibrated: what their run directories hold besides weights was left behind
+        # members are not calibrated: their calibration.json was not copied
         predictions = [model.predict(own) for model, own in zip(self.models, inputs, strict=True)]
         return self.calibration.apply(self.combination.combine(predictions))
 

@@ -24,22 +24,22 @@ def is_language_model(values: DictConfig) -> bool:
 
 def load(run: Run) -> tuple[torch.nn.Module, Any]:
     """The network of a language-model run with its best weights, and the run's tokenizer."""
-    task, tokenizer = load_task(run)
-    return task.network, tokenizer
+    task, data = load_task(run)
+    return task.network, data.tokenizer
 
 
 def load_task(run: Run) -> tuple[LanguageModeling, Any]:
-    """The task of a language-model run with its best weights, in evaluation mode, and the run's tokenizer."""
+    """The task of a language-model run with its best weights, in evaluation mode, and its data module, unread."""
     values = build.opened(run)
     task: Any = build.locate(values.task._target_, "task")
     if not issubclass(task, LanguageModeling):
         raise ValueError(
             f"{run} is not a language model ({values.run.name}); train one with data=stdlib, data=shakespeare or data=text"
         )
-    data: Any = build.restore_data(run, values, read=False)
+    data = build.restore_data(run, values, read=False)
     task = build.build_task(values, data.spec)
     load_checkpoint(task, run.best_checkpoint)
-    return task.eval(), data.tokenizer
+    return task.eval(), data
 
 
 class Score(NamedTuple):
@@ -89,9 +89,7 @@ class LanguageModel:
     calibration = Calibration()
 
     def __init__(self, run: Run, batch_size: int):
-        config = build.opened(run)
-        self.data: Any = build.restore_data(run, config, read=False)
-        self.task, self.tokenizer = load_task(run)
+        self.task, self.data = load_task(run)
 
     def encode(self, examples: Any) -> list[str]:
         """ValueError for a text that is missing or empty: nothing is predicted in it."""
@@ -102,7 +100,7 @@ class LanguageModel:
     def predict(self, inputs: list[str]) -> dict[str, list[float]]:
         """Columns of numbers, one a text."""
         # one at a time: texts have windows of their own, and a state may be carried through them
-        scores = [score(self.task, self.tokenizer, text) for text in inputs]
+        scores = [score(self.task, self.data.tokenizer, text) for text in inputs]
         return {
             "tokens": [len(one.tokens) for one in scores],
             "logprob": [one.logprob for one in scores],

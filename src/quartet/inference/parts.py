@@ -63,7 +63,6 @@ class Collect(Callback):
         if not self.batches:
             return {}
         joined = {name: torch.cat([batch[name] for batch in self.batches]).numpy() for name in self.batches[0]}
-        # samples are in the order of the part, whatever order they were visited in
         order = np.argsort(joined["index"], kind="stable")
         return {name: values[order] for name, values in joined.items()}
 

@@ -17,11 +17,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from quartet.data.base import is_left_behind, user_path
 from quartet.data.cache import FULL
+from quartet.data.opening import is_left_behind
 from quartet.data.splits import listed, part_named
 from quartet.say import say
 from quartet.system.cores import n_cores
+from quartet.typed import user_path
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PROGRESS_INTERVAL = 5.0  # seconds between lines of progress

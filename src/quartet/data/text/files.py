@@ -7,7 +7,6 @@ takes a pass over all of them and is kept in the cache.
 from __future__ import annotations
 
 import codecs
-import fnmatch
 import glob
 import hashlib
 import io
@@ -21,11 +20,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quartet.data import encodings
-from quartet.data.base import is_left_behind, user_path
 from quartet.data.cache import Cache
-from quartet.data.opening import open_file
+from quartet.data.opening import expand_glob, list_files, open_file
 from quartet.data.text.sources import CHUNK, Document, find_split_point, split_text
 from quartet.say import say
+from quartet.typed import user_path
 
 BLOCK = 2**20  # bytes decoded at a time
 TOKENS = Cache("text", version=2, room="about half the size of the text")  # version: of reading, cleaning, encoding
@@ -162,41 +161,6 @@ def find_texts(path: str | None, suffixes: list[str]) -> dict[str, str]:
     # 3. a file, which can be opened
     with open_file(path, "a text file"):
         return {os.path.basename(place): path}
-
-
-def list_files(folder: str, shown: str) -> list[str]:
-    """Names of all files below a folder (`shown` in messages), with forward slashes; each linked folder once."""
-
-    def refuse(error: OSError) -> None:
-        raise PermissionError(f"no permission to read {error.filename} below {shown}; ask its owner") from None
-
-    names, seen = [], {os.path.realpath(folder)}
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        names += [Path(parent, name).relative_to(folder).as_posix() for name in files if not is_left_behind(name)]
-        # descend into each real folder once: links may lead back to a folder above
-        visible, folders[:] = sorted(name for name in folders if not is_left_behind(name)), []
-        for name in visible:
-            real = os.path.realpath(os.path.join(parent, name))
-            if real not in seen:
-                seen.add(real)
-                folders.append(name)
-    return sorted(names)
-
-
-def expand_glob(pattern: str) -> list[str]:
-    """The files that a glob names. ** follows links into each folder once, where `glob` would go round in circles."""
-    if "**" not in pattern:
-        return sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
-    parts = Path(pattern).parts
-    n_fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    root = str(Path(*parts[:n_fixed]))
-    # each part of the pattern as a regular expression that stays within its folder
-    expression = ""
-    for part in parts[n_fixed:]:
-        translated = fnmatch.translate(part).removeprefix("(?s:").removesuffix(r")\Z")
-        expression += "(?:[^/]+/)*" if part == "**" else re.sub(r"(?<!\\)\.(\*?)", r"[^/]\1", translated) + "/"
-    names = [name for name in list_files(root, root) if re.fullmatch(expression, f"{name}/")]
-    return [os.path.join(root, name) if n_fixed else name for name in names]
 
 
 # documents
