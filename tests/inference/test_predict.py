@@ -147,6 +147,21 @@ def test_the_target_may_be_absent_or_have_other_classes(small_runs, predicted, t
         report(settings_of("evaluate", run=str(trained.directory), path="other.csv"))
 
 
+def test_rows_without_a_target_are_left_out_if_training_left_them_out(small_runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trained = small_runs("regression")
+    frame = frame_of(trained)
+    frame.loc[:3, "z"] = ""
+    frame.to_csv("new.csv", index=False)
+    with pytest.raises(ValueError, match="must be a number, but row 1, 2, 3, 4 has None"):
+        report(settings_of("evaluate", run=str(trained.directory), path="new.csv", resamples=0))
+    shutil.copytree(trained.directory, "copy")
+    config = Path("copy/config.yaml")
+    config.write_text(config.read_text().replace("drop_missing_target: false", "drop_missing_target: true"))
+    report(settings_of("evaluate", run="copy", path="new.csv", resamples=0))
+    assert json.loads(Path("copy/evaluation.json").read_text())["parts"][0]["samples"] == len(frame) - 4
+
+
 def test_unseen_categories_and_gaps_are_predicted_and_absent_columns_are_named(small_runs, predicted):
     trained = small_runs("table")
     frame = frame_of(trained)

@@ -79,14 +79,14 @@ def report(config: DictConfig) -> None:
     say("reading the data")
     data = build.build_data(config)
     parts, began = ("val", "test") if config.test else ("val",), time.monotonic()
+    raw, fingerprint = data.read_parts()
 
     # 2. the models
     if config.pairing.predicts == "token":  # no tokenizer is fitted, nothing is tokenised
-        raw, fingerprint = data.read()
         sizes = {part: len(raw[part]) for part in raw}
         rows, unit = list(text_models(raw, parts)), "documents"
     else:
-        raw, fingerprint = _set_up(data)
+        data.prepare(raw, fingerprint)
         sizes = {part: len(dataset) for part, dataset in data.datasets.items()}
         rows, unit = list(sample_models(config, data, raw, parts)), "samples"
     seconds = time.monotonic() - began
@@ -132,19 +132,6 @@ def _training_words(config: DictConfig) -> list[str]:
     if config.pairing.accepts != config.pairing.provides and fitting:
         words = [f"model={fitting[-1]}", *(word for word in words if not word.startswith("model="))]
     return words
-
-
-def _set_up(data: DataModule) -> tuple[dict[str, Any], str]:
-    """`data.setup()`, and the raw examples of each part, which a data module does not keep."""
-    read, kept = data.read, []
-
-    def reading() -> tuple[dict[str, Any], str]:
-        kept.append(read())
-        return kept[0]
-
-    data.read = reading
-    data.setup()
-    return kept[0]
 
 
 def _timed(name: str, fit: Callable[[], Fitted]) -> tuple[Fitted, float]:

@@ -112,16 +112,22 @@ class DataModule(LightningDataModule):
 
     # what Lightning and the commands call
     def setup(self, stage: str | None = None) -> None:
-        if self.datasets:
-            return
+        if not self.datasets:
+            self.prepare(*self.read_parts())
+
+    def read_parts(self) -> tuple[dict[str, Any], str]:
+        """What `read` gives; a file that may not be read is an error of one line."""
         try:
-            parts, fingerprint = self.read()
+            return self.read()
         except PermissionError as error:
             if error.filename is None:  # explained already
                 raise
             raise PermissionError(
                 f"no permission to read {error.filename}; allow it (chmod -R u+rX) or take it out of the data"
             ) from None
+
+    def prepare(self, parts: dict[str, Any], fingerprint: str) -> None:
+        """Fit the preprocessing, unless it is a run's, and encode every part."""
         if self._preprocessing is None:
             self.restore({**self.fit(parts["train"]), "fingerprint": fingerprint})
         elif self._preprocessing["fingerprint"] != fingerprint:

@@ -298,10 +298,12 @@ class TableFile(Tabular):
         ]
         return columns, decimal, example
 
-    def encode_split(self, examples: Any) -> Samples:
-        with _naming(self.path):
-            table = examples if isinstance(examples, Table) else self._table(examples, self.spec.classes)
-            return super().encode_split(table)
+    def read_new(self, path: str) -> Records:
+        return self.new_records(path)
+
+    def encode_split(self, examples: Records) -> Samples:
+        with _naming(examples.path):
+            return super().encode_split(self._table(examples, self.spec.classes))
 
     def _table(self, rows: Records, classes: Sequence[str]) -> Table:
         numeric, categorical = self.features(rows.cells, rows.where)

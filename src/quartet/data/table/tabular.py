@@ -12,7 +12,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Protocol
 
@@ -138,8 +138,8 @@ class Tabular(DataModule):
         super().__init__(**common)
         if scaling not in SCALINGS:
             raise ValueError(f"data.scaling must be one of {', '.join(SCALINGS)}, not {scaling!r}")
-        self.scaling = scaling
-        self.new_rows: Any = None  # the records of `read_new`
+        self.scaling, self.drop_missing_target = scaling, False
+        self.new_rows: Any = None  # the records of `new_records`
         self.format = Format()  # how rows that are brought later are read
 
     def fit(self, train: Table) -> dict[str, Any]:
@@ -249,27 +249,25 @@ class Tabular(DataModule):
             return super().targets(labels)
         return read_numbers(without(as_text(labels)), self.schema["decimal"])[0]
 
-    def read_new(self, path: str) -> Records | Table:
-        rows = read_records(path, self.format)
-        target = self.preprocessing()["target"]
-        name = rows.column(target, "the target of the run")
-        given = as_text(rows.cells[name], self.schema["missing"])
-        places = self.targets(labels(given).tolist())
+    def new_records(self, path: str) -> Records:
+        """Rows of another file, with every column of the run and a target that it knows; ValueError otherwise."""
+        rows, target = read_records(path, self.format), self.preprocessing()["target"]
+        for name in (*self.columns, target):
+            rows.column(name, "the run")
+        rows = replace(rows, cells=pa.table({c: as_text(rows.cells[c], self.schema["missing"]) for c in rows.columns}))
+        if self.drop_missing_target:
+            rows = rows.take(np.flatnonzero(np.asarray(rows.cells[target].is_valid())))
+        places = self.targets(labels(rows.cells[target]).tolist())
         unknown = np.flatnonzero(places < 0 if self.spec.classes else np.isnan(places))
         if len(unknown):
-            shown = listed(dict.fromkeys(repr(given[int(i)].as_py()) for i in unknown))
+            shown = listed(dict.fromkeys(repr(rows.cells[target][int(i)].as_py()) for i in unknown))
             what = f"one of the classes {listed(self.spec.classes, 8)}" if self.spec.classes else "a number"
             raise ValueError(
                 f"{path}: the target {target!r} must be {what}, but {rows.where(unknown)} has {shown}; correct or "
                 "remove these rows"
             )
-        self.ids["test"] = (rows.numbers - 1).tolist()
-        self.new_rows = rows
-        numeric, categorical = self.features(
-            {c: as_text(rows.cells[rows.column(c, "the run")], self.schema["missing"]) for c in self.columns},
-            rows.where,
-        )
-        return Table(numeric, categorical, places, target, self.spec.classes)
+        self.ids["test"], self.new_rows = (rows.numbers - 1).tolist(), rows
+        return rows
 
     def raw_columns(self, part: str) -> dict[str, Any]:
         """The columns of a part as they were read, (N,) each."""
@@ -341,6 +339,13 @@ class TableData(Tabular):
         self._table = table = self.source.load()
         self.ids = self.split.assign(len(table), labels=table.target if table.classes else None)
         return {part: table.take(ids) for part, ids in self.ids.items()}, table.fingerprint()
+
+    def read_new(self, path: str) -> Table:
+        rows = self.new_records(path)
+        numeric, categorical = self.features(rows.cells, rows.where)
+        target = self.preprocessing()["target"]
+        places = self.targets(labels(rows.cells[target]).tolist())
+        return Table(numeric, categorical, places, target, self.spec.classes)
 
     def raw_columns(self, part: str) -> dict[str, Any]:
         if self.new_rows is not None:
