@@ -151,6 +151,14 @@ def test_what_cannot_be_combined_is_one_line(combine, runs, method, message):
         combine(runs, method)
 
 
+def test_an_mlp_and_an_ensemble_of_mlps_in_one_may_be_combined(combine, home):
+    """Different networks that read the same columns in different ways."""
+    own = ["model=mlp", "data=csv", f"data.path={home / 't.csv'}", "data.target=y", "model.hidden=[8]", *SHORT]
+    train(*own, "model.ensemble=4", "data.scaling=quantile", f"run.dir={home / 'other'}")
+    run, said = combine(["seed0", "other"], "weighted")
+    assert "other" in said and evaluate(run, "test")["test/accuracy"] > 0.5
+
+
 def test_other_classes_cannot_be_combined(combine, home, tmp_path):
     frame = table(seed=4).drop(columns=["z", "part"])
     frame["y"] = frame["y"].replace({"low": "lower"})

@@ -96,6 +96,17 @@ def test_one_example_is_encoded_as_in_training(small_runs, family):
         assert joined.dtype == value.dtype and torch.equal(joined[:, :width], value)
 
 
+@pytest.mark.parametrize("family", LANGUAGE)
+def test_a_document_has_the_same_tokens_when_it_is_scored_and_when_it_is_measured(small_runs, family):
+    trained = small_runs(family)
+    run = Run.open(str(trained.directory))
+    data: Any = build.restore_data(run, build.opened(run), read=False)
+    data.use_new(trained.test_data)
+    texts = [text for chunk in data.examples(trained.test_data) for text in chunk.values]
+    scored = [token for text in texts for token in [*data.tokenizer.encode(text), data.tokenizer.eos_id]]
+    assert len(texts) > 1 and data.datasets["test"].stream.tolist() == scored
+
+
 # tables
 
 

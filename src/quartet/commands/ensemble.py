@@ -26,7 +26,9 @@ from quartet.signatures import Rule, wrong_settings
 from quartet.typed import argument, command, user_path
 
 SETTINGS: dict[str, Any] = {
-    "runs": Annotated[list[str], Rule("runs, a glob or a sweep, as in runs='outputs/sweeps/<time>/*'", bool)],
+    "runs": Annotated[
+        list[str], Rule("two or more runs, a glob of them, or a sweep, as in runs='outputs/sweeps/<time>/*'", bool)
+    ],
     "method": Literal["mean", "weighted", "greedy", "stack"],
 }
 SPLIT = ("split", "split_seed", "folds", "split_column", "group")  # keys of data that decide who validates
