@@ -70,12 +70,14 @@ def test_rows_of_metrics_that_a_power_failure_has_damaged_are_left_out(tmp_path,
     log = MetricsFile(save_dir=str(tmp_path))
     for step in range(20):
         log.log_metrics({"loss": step / 2, "val/é": math.nan}, step)
+    log.save()
     with log.path.open("ab") as file:
         file.write(DAMAGE[what])
     again = MetricsFile(save_dir=str(tmp_path))
     again.truncate_from(12)
     assert [row["step"] for row in read_metrics(log.path)] == [str(step) for step in range(12)]
     again.log_metrics({"loss": 1.0, "new": 2.0}, 12)
+    again.save()
     rows = read_metrics(log.path)
     assert rows[-1] == {"step": "12", "loss": "1.0", "new": "2.0", "val/é": ""} and len(rows) == 13
 
@@ -86,6 +88,7 @@ def test_a_file_of_metrics_without_rows_is_begun_anew(tmp_path, content):
     log.path.write_bytes(content)
     log.truncate_from(3)
     log.log_metrics({"loss": 1.0}, 3)
+    log.save()
     assert read_metrics(log.path) == [{"step": "3", "loss": "1.0"}]
 
 

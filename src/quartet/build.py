@@ -29,6 +29,7 @@ from quartet.data.spec import Spec
 from quartet.run import Run
 from quartet.say import printable, say
 from quartet.signatures import parameters
+from quartet.system import loop
 from quartet.system.hardware import is_fast, is_out_of_memory
 from quartet.tasks.base import Task
 
@@ -188,7 +189,10 @@ def build_task(config: DictConfig, spec: Spec, *, train: bool = False) -> Task:
     network, values, optimisation = build_network(config, spec), plain(config), {}
     if train:
         rate = values["finetune"]["backbone_lr"]
-        optimisation["make_optimizer"] = partial(build_optimizer, values["optimizer"], backbone_lr=rate)
+        node = values["optimizer"]
+        if values["trainer"]["precision"] == "16-mixed" and "fused" in node:
+            node = {**node, "fused": False}  # a fused step undoes the scaling of gradients itself, after they are clipped
+        optimisation["make_optimizer"] = partial(build_optimizer, node, backbone_lr=rate)
         optimisation["make_scheduler"] = partial(build_scheduler, values["scheduler"], values["monitor"])
     return make(values["task"], "task", network=network, spec=spec, **optimisation)
 
@@ -288,6 +292,8 @@ def build_trainer(
         num_sanity_val_steps=0,
         default_root_dir=str(directory),
     )
+    if train:
+        loop.install(trainer)
     device = trainer.strategy.root_device.type
     for name, dtype in (("bf16", torch.bfloat16), ("16", torch.float16)):
         if str(trainer.precision).startswith(name) and not is_fast(dtype, device):

@@ -177,6 +177,7 @@ class MuonAdamW(Optimizer):
         momentum: float,
         betas: tuple[float, float],
         eps: float,
+        fused: bool = False,
     ):
         self._parts: list[Optimizer] = []
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "use_muon": False})
@@ -186,7 +187,7 @@ class MuonAdamW(Optimizer):
             self._parts.append(Muon(muon, lr=lr, momentum=momentum))
         if rest:
             rest = [{**group, "lr": group["lr"] * adamw_scale} for group in rest]
-            self._parts.append(torch.optim.AdamW(rest, lr=lr * adamw_scale, betas=(betas[0], betas[1]), eps=eps))
+            self._parts.append(torch.optim.AdamW(rest, lr=lr * adamw_scale, betas=(betas[0], betas[1]), eps=eps, fused=fused))
         self.param_groups = [group for part in self._parts for group in part.param_groups]
         self._share()
 
@@ -223,10 +224,22 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     shares = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
     precision = torch.float32 if shares[0].device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     norms = torch._foreach_norm(shares, 2, dtype=precision)  # type: ignore[attr-defined]
-    total = torch.stack(norms).square().sum()
+    norm = torch.linalg.vector_norm(torch.stack(norms))
     if any(isinstance(g, DTensor) for g in gradients):
+        total = norm.square()
         torch.distributed.all_reduce(total)
-    return total.sqrt().float()
+        norm = total.sqrt()
+    return norm.float()
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """Scale all gradients by one number, so that their norm is at most `largest` (Pascanu et al. 2013, arXiv:1211.5063)."""
+    parameters = list(parameters)
+    norm = gradient_norm(parameters) + 1e-6  # torch's own guard against a division by zero
+    if norm.device.type == "cpu" and norm <= largest:  # elsewhere looking at it would make the processor wait
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_mul_(gradients, (largest / norm).clamp(max=1.0))  # type: ignore[attr-defined]
 
 
 def whole(x: Tensor) -> Tensor:

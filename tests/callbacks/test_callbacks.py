@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -185,12 +186,13 @@ class TestThroughput:
 
         class Stub:
             world_size, log_every_n_steps, global_step = world, 4, 0
-            device = torch.device("cpu")
+            device, fit_loop = torch.device("cpu"), SimpleNamespace(epoch_loop=None)
 
-            def log(self, name, value):
-                logged.append((name, value))
+            def log_dict(self, values, **_):
+                logged.extend(values.items())
 
         stub: Any = Stub()
+        stub.lightning_module = stub
         batch = {"target": torch.zeros(shape)}
         for step in range(1, steps + 1):
             monitor.on_train_batch_start(stub, stub, batch, 0)
@@ -450,7 +452,9 @@ class TestMetricsFile:
     def test_a_new_name_adds_a_column(self, tmp_path):
         log = MetricsFile(save_dir=str(tmp_path))
         log.log_metrics({"train/loss": 2.0}, step=9)
+        log.save()
         log.log_metrics({"val/loss": 1.5}, step=9)
+        log.save()
         assert read_metrics(log.path) == [
             {"step": "9", "train/loss": "2.0", "val/loss": ""},
             {"step": "9", "train/loss": "", "val/loss": "1.5"},
@@ -460,10 +464,12 @@ class TestMetricsFile:
         first = MetricsFile(save_dir=str(tmp_path))
         for step in range(0, 50, 10):
             first.log_metrics({"train/loss": 100.0 + step, "old": 1.0}, step=step)
+        first.save()
         second = MetricsFile(save_dir=str(tmp_path))
         second.truncate_from(25)
         for step in range(30, 60, 10):
             second.log_metrics({"train/loss": 0.0}, step=step)
+        second.save()
         rows = read_metrics(second.path)
         assert [int(row["step"]) for row in rows] == [0, 10, 20, 30, 40, 50]
         assert [float(row["train/loss"]) for row in rows] == [100.0, 110.0, 120.0, 0.0, 0.0, 0.0]

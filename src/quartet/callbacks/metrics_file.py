@@ -26,6 +26,7 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self._columns: list[str] = []
+        self._held: list[dict[str, Any]] = []  # until `save`: opening the file takes longer than a small step
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -33,12 +34,22 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        self._held.append({"step": step, **{name: float(value) for name, value in metrics.items()}})
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._held:
+            return
+        rows, self._held = self._held, []
         # a new name needs a new header, and so does the first row
-        if not row.keys() <= set(self._columns):
-            self._rewrite(read_metrics(self.path), {*self._columns, *row})
+        names = set().union(*rows)
+        if not names <= set(self._columns):
+            self._rewrite(read_metrics(self.path), {*self._columns, *names})
         with self.path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+            csv.DictWriter(file, self._columns).writerows(rows)
+
+    def finalize(self, status: str) -> None:
+        self.save()
 
     @rank_zero_only
     def truncate_from(self, step: int) -> None:

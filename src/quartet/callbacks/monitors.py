@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from quartet.optim import gradient_norm
+from quartet.system.loop import is_logging_step, log_step
 
 
 class NotFinite(ValueError):
@@ -23,11 +25,21 @@ class NotFinite(ValueError):
 
 
 class FiniteLoss(Callback):
-    """Raises NotFinite at the first training loss that is NaN or infinite, before it reaches the weights."""
+    """Raises NotFinite at the first training loss that is NaN or infinite, before it reaches the weights.
+
+    On a GPU it does so at the next logging step: looking at each loss would make the processor wait for the device. The
+    weights are spoilt by then, but `Checkpoints` writes none that are not finite, so the last checkpoint is from before.
+    """
+
+    def __init__(self) -> None:
+        self._sum: Tensor | float = 0.0  # of the losses since the last look; what is not finite stays in it
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        if not loss.isfinite():
-            raise NotFinite(f"the loss of step {trainer.global_step + 1} is {loss.item()}")
+        self._sum = self._sum + loss.detach()
+        if loss.device.type == "cpu" or is_logging_step(trainer, trainer.global_step + 1):
+            value, self._sum = float(self._sum), 0.0
+            if not math.isfinite(value):
+                raise NotFinite(f"the loss of step {trainer.global_step + 1} is {value}")
 
 
 class GradientNorm(Callback):
@@ -35,7 +47,7 @@ class GradientNorm(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if is_logging_step(trainer, trainer.global_step + 1):
-            pl_module.log("optim/gradient_norm", gradient_norm(pl_module.parameters()))
+            log_step(trainer, {"optim/gradient_norm": gradient_norm(p for group in optimizer.param_groups for p in group["params"])})
 
 
 class LearningRate(Callback):
@@ -43,8 +55,7 @@ class LearningRate(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if is_logging_step(trainer, trainer.global_step + 1):
-            for name, rate in learning_rates(trainer.optimizers[0].param_groups).items():
-                pl_module.log(name, rate)
+            log_step(trainer, learning_rates(trainer.optimizers[0].param_groups))
 
 
 class Throughput(Callback):
@@ -84,7 +95,8 @@ class Throughput(Callback):
         if stepped and is_logging_step(trainer, self._step):
             (total, seconds), self._logged = self._logged, (self.total, self.seconds)
             if self.seconds > seconds:
-                pl_module.log(f"throughput/{self.unit}_per_second", (self.total - total) / (self.seconds - seconds))
+                rate = (self.total - total) / (self.seconds - seconds)
+                log_step(trainer, {f"throughput/{self.unit}_per_second": rate})
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # stop the clock; the GPU's queue still holds training steps
@@ -106,12 +118,6 @@ class Throughput(Callback):
         now = self.clock()
         assert self._since is not None, "a batch ended that did not start"
         self.seconds, self._since = self.seconds + now - self._since, now
-
-
-def is_logging_step(trainer: Trainer, step: int) -> bool:
-    """Whether the loggers write what is logged in optimizer step number `step`, the first being 1."""
-    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and step % every == 0
 
 
 def learning_rates(groups: list[dict[str, Any]]) -> dict[str, float]:

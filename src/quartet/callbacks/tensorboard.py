@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 
 OPTIMISATION = {"learning rate": r"^optim/lr", "gradient norm": r"^optim/gradient_norm$", "throughput": r"^throughput/"}
 
@@ -20,6 +22,7 @@ class RunTensorBoard(TensorBoardLogger):
 
     def __init__(self, *, save_dir: str):
         super().__init__(save_dir, name="", version="", default_hp_metric=False)
+        self._held: list[Event] = []  # until `save`: handing one to the writer's thread takes longer than a small step
 
     @rank_zero_only
     def truncate_from(self, step: int) -> None:
@@ -31,12 +34,24 @@ class RunTensorBoard(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """Without Lightning's `epoch`, a straight line that would stand before what is learnt."""
-        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
+        values = [Summary.Value(tag=k, simple_value=float(v)) for k, v in metrics.items() if k != "epoch"]
+        self._held.append(Event(wall_time=time.time(), step=step or 0, summary=Summary(value=values)))
 
+    @rank_zero_only
     def save(self) -> None:
+        if self._held:
+            writer = self.experiment._get_file_writer()
+            for event in self._held:
+                writer.event_writer.add_event(event)
+            self._held = []
         # the property would create an event file
         if self._experiment is not None:
             self._experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+        super().finalize(status)
 
 
 def summary_writer(loggers: Iterable[Logger]) -> Any | None:

@@ -186,6 +186,10 @@ class DataModule(LightningDataModule):
             seed_step(trainer.strategy.root_device, self.seed, *batches_seen(trainer), trainer.global_rank)
         return batch
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Lightning's, for nested dictionaries of tensors only; most batches are where they belong already."""
+        return moved(batch, device)
+
     def overfit(self) -> None:
         """Train on the same batches again and again, and validate on them: a network that learns drives their loss to 0."""
         self._overfits = True
@@ -240,6 +244,13 @@ def _refuse_twins(classes: Sequence[str]) -> None:
             raise ValueError(
                 f"the classes {twin!a} and {name!a} look the same, {name}; write them in the same way in the data"
             )
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A tensor, or a dictionary of them at any depth, on a device; anything else stays as it is."""
+    if isinstance(batch, dict):
+        return {name: moved(value, device) for name, value in batch.items()}
+    return batch.to(device, non_blocking=True) if isinstance(batch, torch.Tensor) else batch
 
 
 def seed_step(device: torch.device, *position: int) -> None:

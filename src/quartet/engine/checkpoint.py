@@ -126,6 +126,8 @@ class Checkpoints(Checkpoint):
         request.deferred = False
 
     def _save_last(self, trainer: Trainer, *, finished: bool = False) -> None:
+        for logger in trainer.loggers:  # what they hold belongs to the steps before this checkpoint
+            logger.save()
         self._save(trainer, LAST, lambda state: {**compat.count_completed_batches(state), "finished": finished})
         self._validated, self._step, self._time = False, trainer.global_step, self.clock()
 

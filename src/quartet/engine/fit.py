@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import resource
 import sys
 import time
@@ -40,7 +41,7 @@ class History(Callback):
     def __init__(self, metric: str, mode: str):
         self.objective = Objective(metric, mode)
         self.rows: list[dict[str, float]] = []
-        self.seconds, self._start = 0.0, 0.0
+        self.seconds, self._start, self._last_step = 0.0, 0.0, math.inf
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
@@ -50,9 +51,11 @@ class History(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         align_validation(trainer)
+        self._last_step = trainer.estimated_stepping_batches
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        end_with_validation(trainer)
+        if trainer.global_step >= self._last_step:
+            end_with_validation(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val")}

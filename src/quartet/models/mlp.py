@@ -109,9 +109,10 @@ class MLP(nn.Module):
         self.layers = nn.Sequential()
         for i, d_hidden in enumerate(hidden):
             linear = MemberLinear(width, d_hidden, ensemble, spread=i == 0) if members else nn.Linear(width, d_hidden)
-            self.layers.append(
-                nn.Sequential(linear, normalise(d_hidden), _ACTIVATIONS[activation](), nn.Dropout(dropout))
-            )
+            # a module that does nothing still costs a call in each step
+            parts = (linear, normalise(d_hidden), _ACTIVATIONS[activation](), nn.Dropout(dropout))
+            idle = [part for part in parts if isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and not dropout)]
+            self.layers.append(nn.Sequential(*(part for part in parts if part not in idle)))
             width = d_hidden
 
         # 3. the head; each member has its own
@@ -140,7 +141,9 @@ class MLP(nn.Module):
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         """(B, N) scaled and (B, K) codes -> (B, C), or (B, k, C) from an ensemble in training."""
         embedded = [embedding(categorical[:, i]) for i, embedding in enumerate(self.embeddings)]
-        x = torch.cat((self.numeric(numeric), *embedded), dim=1)  # (B, D)
+        x = self.numeric(numeric)
+        if embedded:
+            x = torch.cat((x, *embedded), dim=1)  # (B, D)
         if self.n_members == 1:
             return self.head(self.layers(x))
 

@@ -65,8 +65,7 @@ def align_validation(trainer: Trainer) -> None:
 def end_with_validation(trainer: Trainer) -> None:
     """After the last step validate, whatever the interval."""
     # training_epoch_loop.py, `_should_check_val_fx`: a loop that is asked to stop validates first
-    if trainer.estimated_stepping_batches <= trainer.global_step:
-        trainer.should_stop = True
+    trainer.should_stop = True
 
 
 def is_restore_error(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from quartet import optim
 from quartet.data.spec import Spec
 from quartet.system.distributed import total
+from quartet.system.loop import is_logging_step, log_step
 
 Batch = dict[str, Any]
 MakeOptimizer = Callable[[nn.Module], Optimizer]
@@ -85,14 +86,13 @@ class Task(LightningModule):
         if penalty is None:
             return loss
         if self.logging_due:
-            self.log("train/penalty", penalty.detach(), sync_dist=True)
+            log_step(self.trainer, {"train/penalty": penalty.detach()})
         return loss + penalty
 
     @property
     def logging_due(self) -> bool:
-        """Whether this training step's values reach the loggers; others are not worth the time of `self.log`."""
-        trainer: Any = self.trainer
-        return (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+        """Whether this training step's values reach the loggers; others are not worth their computation."""
+        return is_logging_step(self.trainer, self.trainer.global_step + 1)
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor] | None:
         return self._score(batch, "val")
@@ -159,9 +159,7 @@ class Task(LightningModule):
         if not gradient_clip_val or gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        # torch's own norm is that of one rank's shards
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, optim.gradient_norm(parameters))
+        optim.clip_gradients((p for group in optimizer.param_groups for p in group["params"]), gradient_clip_val)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Schedules follow the steps; plateau follows the validations, of which there are fewer."""

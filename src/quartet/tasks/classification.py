@@ -19,6 +19,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from quartet.system.loop import log_step
 from quartet.tasks.base import Batch, ScoredTask, members
 from quartet.tasks.metrics import ClassCounts
 
@@ -87,14 +88,20 @@ class Classification(ScoredTask):
         # 1. the loss: smoothing and weights shape training only, so that validations can be compared
         training = part == "train"
         smoothing = self.label_smoothing if training else 0.0
-        wanted = self.wanted(batch) * (1 - smoothing) + smoothing / self.n_classes
-        logits, wanted = members(outputs, wanted)
-        loss = self.loss(logits, wanted, self.weights if training else None).mean()
+        weights = self.weights if training else None
+        if self.loss is cross_entropy and "mix" not in batch:
+            # against class numbers it needs no table of probabilities
+            logits, wanted = members(outputs, target)
+            losses = F.cross_entropy(logits, wanted, weight=weights, reduction="none", label_smoothing=smoothing)
+        else:
+            logits, wanted = members(outputs, self.wanted(batch) * (1 - smoothing) + smoothing / self.n_classes)
+            losses = self.loss(logits, wanted, weights)
+        loss = losses.mean()
         # 2. what is logged
         if training:
             if self.logging_due:
                 accuracy = (logits.argmax(-1) == members(outputs, target)[1]).float().mean()
-                self.log_dict({"train/loss": loss.detach(), "train/accuracy": accuracy}, sync_dist=True)
+                log_step(self.trainer, {"train/loss": loss.detach(), "train/accuracy": accuracy})
             return loss, {}
         probabilities = self.probabilities(logits)
         self.record(part, loss, probabilities, target)

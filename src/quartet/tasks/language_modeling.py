@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import SumMetric
 
 from quartet.system.distributed import gathered
+from quartet.system.loop import log_step
 from quartet.tasks.base import Batch, Task
 from quartet.tasks.metrics import argmax
 
@@ -51,7 +52,7 @@ class LanguageModeling(Task):
             loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
             if self.logging_due:
                 bits = loss.detach() / math.log(2) * len(target) / self.token_bytes[target].sum().clamp(min=1)
-                self.log_dict({"train/loss": loss.detach(), "train/bits_per_byte": bits}, sync_dist=True)
+                log_step(self.trainer, {"train/loss": loss.detach(), "train/bits_per_byte": bits})
             return loss, None
         loss = F.cross_entropy(logits, target)
         n_right = (argmax(logits) == target).sum()

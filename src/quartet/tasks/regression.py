@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from quartet.system.loop import log_step
 from quartet.tasks.base import Batch, ScoredTask, members
 from quartet.tasks.metrics import RegressionErrors, r_squared
 
@@ -32,7 +33,7 @@ class Regression(ScoredTask):
         loss = self.loss(output, target)
         if part == "train":
             if self.logging_due:
-                self.log("train/loss", loss.detach(), sync_dist=True)
+                log_step(self.trainer, {"train/loss": loss.detach()})
             return loss, {}
         self.record(part, loss, output, target)
         return loss, {
