@@ -187,7 +187,8 @@ class MuonAdamW(Optimizer):
             self._parts.append(Muon(muon, lr=lr, momentum=momentum))
         if rest:
             rest = [{**group, "lr": group["lr"] * adamw_scale} for group in rest]
-            self._parts.append(torch.optim.AdamW(rest, lr=lr * adamw_scale, betas=(betas[0], betas[1]), eps=eps, fused=fused))
+            adamw = torch.optim.AdamW(rest, lr=lr * adamw_scale, betas=(betas[0], betas[1]), eps=eps, fused=fused)
+            self._parts.append(adamw)
         self.param_groups = [group for part in self._parts for group in part.param_groups]
         self._share()
 

@@ -88,7 +88,10 @@ INITIAL = {"xavier": (1 / 400) ** 0.5, "kaiming": (2 / 400) ** 0.5, "normal": 0.
 def test_layers_stand_in_the_order_linear_norm_activation_dropout():
     kinds = [type(module) for module in make(normalization="batch", dropout=0.1).layers[0].children()]
     assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout]
-    assert [type(module) for module in make(normalization="none", dropout=0.0).layers[0].children()] == [nn.Linear, nn.ReLU]
+    assert [type(module) for module in make(normalization="none", dropout=0.0).layers[0].children()] == [
+        nn.Linear,
+        nn.ReLU,
+    ]
 
 
 # embeddings of numbers

@@ -47,7 +47,10 @@ class GradientNorm(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         if is_logging_step(trainer, trainer.global_step + 1):
-            log_step(trainer, {"optim/gradient_norm": gradient_norm(p for group in optimizer.param_groups for p in group["params"])})
+            log_step(
+                trainer,
+                {"optim/gradient_norm": gradient_norm(p for group in optimizer.param_groups for p in group["params"])},
+            )
 
 
 class LearningRate(Callback):

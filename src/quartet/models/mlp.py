@@ -110,9 +110,13 @@ class MLP(nn.Module):
         for i, d_hidden in enumerate(hidden):
             linear = MemberLinear(width, d_hidden, ensemble, spread=i == 0) if members else nn.Linear(width, d_hidden)
             # a module that does nothing still costs a call in each step
-            parts = (linear, normalise(d_hidden), _ACTIVATIONS[activation](), nn.Dropout(dropout))
-            idle = [part for part in parts if isinstance(part, nn.Identity) or (isinstance(part, nn.Dropout) and not dropout)]
-            self.layers.append(nn.Sequential(*(part for part in parts if part not in idle)))
+            parts = [
+                linear,
+                normalise(d_hidden),
+                _ACTIVATIONS[activation](),
+                *([nn.Dropout(dropout)] if dropout else []),
+            ]
+            self.layers.append(nn.Sequential(*(part for part in parts if not isinstance(part, nn.Identity))))
             width = d_hidden
 
         # 3. the head; each member has its own

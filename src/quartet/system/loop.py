@@ -75,7 +75,8 @@ class EpochLoop(_TrainingEpochLoop):
 
     def on_run_start(self, data_fetcher: Any) -> None:
         super().on_run_start(data_fetcher)
-        trainer, task = self.trainer, self.trainer.lightning_module
+        trainer: Any = self.trainer
+        task = trainer.lightning_module
         self._plain = (
             type(trainer.strategy) is SingleDeviceStrategy
             and type(trainer.profiler) is PassThroughProfiler
@@ -85,9 +86,10 @@ class EpochLoop(_TrainingEpochLoop):
             and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
             and not any(_overrides(task, name, LightningModule) for name in STEP)
         )
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         for name in HOOKS:
-            hooks = [partial(getattr(c, name), trainer, task) for c in callbacks if _overrides(c, name, Callback)]
+            hooks = [
+                partial(getattr(c, name), trainer, task) for c in trainer.callbacks if _overrides(c, name, Callback)
+            ]
             own = [getattr(task, name)] if _overrides(task, name, LightningModule) else []
             self._hooks[name] = [*hooks, *own]
         self._parameters = [p for optimizer in trainer.optimizers for g in optimizer.param_groups for p in g["params"]]
@@ -104,7 +106,8 @@ class EpochLoop(_TrainingEpochLoop):
             self._log_scalars()
 
     def _step(self, data_fetcher: Any) -> None:
-        trainer, task, progress = self.trainer, self.trainer.lightning_module, self.batch_progress
+        trainer: Any = self.trainer
+        task, progress = trainer.lightning_module, self.batch_progress
         precision, optimizer, connector = trainer.precision_plugin, trainer.optimizers[0], trainer._logger_connector
 
         # 1. the batch
@@ -184,8 +187,9 @@ class EpochLoop(_TrainingEpochLoop):
 
     def _save_loggers_on_train_batch_end(self) -> None:
         """Flush now and then: it takes milliseconds."""
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            super()._save_loggers_on_train_batch_end()
+        if self.trainer.is_global_zero and time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            for logger in self.trainer.loggers:
+                logger.save()
             self._flushed = time.monotonic()
 
 
