@@ -102,8 +102,8 @@ def spread(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"tokens": 1000, "batch": 1, "threads": 2, "rounds": 3, "layers": 6, "width": 384, "heads": 6, "context": 1024}
-    for name, default in sizes.items():
+    sizes = {"layers": 6, "width": 384, "heads": 6, "context": 1024}
+    for name, default in {"tokens": 1000, "batch": 1, "threads": 2, "rounds": 3, **sizes}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--kv-heads", type=int, help="of grouped-query attention; without, as many as heads")
     parser.add_argument("--nanogpt", help="a clone of github.com/karpathy/nanoGPT")

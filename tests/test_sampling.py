@@ -21,9 +21,9 @@ FREE = {"temperature": 1.0, "top_k": None, "top_p": None}
 
 
 def transformer(**changes):
-    sizes = {"vocab_size": 17, "context_length": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_model": 16, "d_ff": 32}
+    sizes = {"vocab_size": 17, "context_length": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_model": 16}
     style = {"positions": "rotary", "norm": "rmsnorm", "norm_position": "pre", "qk_norm": True, "feed_forward": "relu2"}
-    rest = {"bias": False, "tie_embeddings": False, "pooling": "mean", "dropout": 0.0, "token_dropout": 0.0}
+    rest = {"d_ff": 32, "bias": False, "tie_embeddings": False, "pooling": "mean", "dropout": 0.0, "token_dropout": 0.0}
     return Transformer(**{**sizes, **style, **rest, **changes})
 
 
