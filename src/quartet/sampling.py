@@ -128,7 +128,7 @@ def generate_batch(
 
         # 3. what it reads next
         read = length if cache else 0
-        if length == context_length:
+        if context_length and length == context_length:
             length = max(context_length // 2, 1) - 1  # with the new token a half
             window[:, :length] = window[:, size - length :].clone()
             read, state = 0, None

@@ -79,7 +79,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
         self.dropout, self.causal, self.rotary = dropout, causal, rotary
-        self.head_size = head_size = d_model // n_heads
+        head_size = d_model // n_heads
         self.query = nn.Linear(d_model, n_heads * head_size, bias=bias)
         self.key = nn.Linear(d_model, n_kv_heads * head_size, bias=bias)
         self.value = nn.Linear(d_model, n_kv_heads * head_size, bias=bias)
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         # 3. a single new position sees everything; its heads that share keys are read as positions of one head, which
         #    takes half the time that enable_gqa does
         if T == 1:
-            q = q.reshape(B, self.n_kv_heads, -1, self.head_size)  # (B, G, H/G, D/H)
+            q = q.reshape(B, self.n_kv_heads, -1, q.shape[-1])  # (B, G, H/G, D/H)
 
         # 4. attend, and join the heads: (B, H, T, D/H) -> (B, T, D)
         y = F.scaled_dot_product_attention(
@@ -200,6 +200,7 @@ class Transformer(nn.Module):
         super().__init__()
         n_kv_heads = n_kv_heads or n_heads
         self.context_length, self.n_classes, self.pad_id, self.pooling = context_length, n_classes, pad_id, pooling
+        self.buffer_shape = n_kv_heads, context_length, d_model // n_heads
         make_norm = nn.RMSNorm if norm == "rmsnorm" else nn.LayerNorm
 
         # 1. tokens and positions: rotary ones turn queries and keys, the others are added to the embedding
@@ -297,9 +298,7 @@ class Transformer(nn.Module):
         Raises ValueError if the context is full.
         """
         if state is None:
-            attention = self.blocks[0].attention
-            shape = (len(tokens), attention.n_kv_heads, self.context_length, attention.head_size)
-            empty = self.embedding.weight.new_empty
+            shape, empty = (len(tokens), *self.buffer_shape), self.embedding.weight.new_empty
             state = Cache([(empty(shape), empty(shape)) for _ in self.blocks], 0)
         length = state.length + tokens.shape[1]
         if length > self.context_length:
