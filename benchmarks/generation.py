@@ -125,9 +125,10 @@ def main() -> None:
         kinds["nanoGPT"] = nanogpt(given)
     times: dict[str, list[list[float]]] = {name: [] for name in kinds}
     with torch.inference_mode():
-        for _ in range(given.rounds):
+        for number in range(given.rounds):
             for name, kind in kinds.items():
                 times[name].append(milliseconds(kind()))
+                print(f"round {number + 1}: {name}, {sum(times[name][-1]) / 1000:.1f} s", file=sys.stderr, flush=True)
 
         # 2. tokens a second, of all rows together
         print(f"{given.tokens} tokens, batch {given.batch}, {given.threads} threads, torch {torch.__version__}")
