@@ -109,7 +109,7 @@ class Attention(nn.Module):
                 mask = torch.ones(T, P + T, dtype=torch.bool, device=x.device).tril(P) if T > 1 else None
 
         # 3. a single new position sees everything; its heads that share keys are read as positions of one head, which
-        #    takes half the time that enable_gqa does
+        #    takes less time than enable_gqa does (docs/notes.md)
         if T == 1:
             q = q.reshape(B, self.n_kv_heads, -1, q.shape[-1])  # (B, G, H/G, D/H)
 
