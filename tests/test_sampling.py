@@ -20,12 +20,19 @@ LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
 FREE = {"temperature": 1.0, "top_k": None, "top_p": None}
 
 
-def transformer():
-    return Transformer(
-        vocab_size=17, context_length=8, n_layers=2, n_heads=2, n_kv_heads=1, d_model=16, d_ff=32, dropout=0.0,
-        positions="rotary", norm="rmsnorm", norm_position="pre", qk_norm=True, feed_forward="relu2", bias=False,
-        tie_embeddings=False, pooling="mean", token_dropout=0.0,
-    )  # fmt: skip
+def transformer(**changes):
+    sizes = {"vocab_size": 17, "context_length": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_model": 16}
+    style = {"positions": "rotary", "norm": "rmsnorm", "norm_position": "pre", "qk_norm": True, "feed_forward": "relu2"}
+    rest = {"d_ff": 32, "bias": False, "tie_embeddings": False, "pooling": "mean", "dropout": 0.0, "token_dropout": 0.0}
+    return Transformer(**{**sizes, **style, **rest, **changes})
+
+
+def classic():
+    return transformer(positions="sinusoidal", norm="layernorm", norm_position="post", qk_norm=False, n_kv_heads=None)
+
+
+def gpt2():
+    return transformer(positions="learned", norm="layernorm", feed_forward="gelu", bias=True, tie_embeddings=True)
 
 
 def rnn():
@@ -45,7 +52,9 @@ def test_temperature_0_takes_the_likeliest_and_ignores_the_seed():
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         state = generator.get_state()
-        assert choose(LOGITS, temperature=0, top_k=None, top_p=None, generator=generator) == 0
+        rows = torch.stack((LOGITS, LOGITS.flip(0)))
+        found = choose(rows, temperature=0, top_k=None, top_p=None, generators=[generator, None])
+        assert found.tolist() == [0, 3]
         assert torch.equal(state, generator.get_state())
 
 
@@ -62,16 +71,42 @@ def test_temperature_sharpens():
     assert cold[0] > 0.5 > cold[1] and cold.sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("make", [transformer, rnn])
-def test_cached_and_uncached_generation_agree_token_for_token(make):
-    """Also past the context length (8): 40 tokens cut the window several times. float64 leaves no room for rounding."""
-    torch.manual_seed(0)
-    network = make().double().eval()
+def far_from_uniform(network):
+    """So that a wrong state would show; in float64, which leaves no room for rounding."""
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.mul_(5)  # far from uniform, so that a wrong state would show
+            parameter.mul_(5)
+    return network.double().eval()
+
+
+@pytest.mark.parametrize("make", [transformer, classic, gpt2, rnn])
+def test_cached_and_uncached_generation_agree_token_for_token(make):
+    """Also past the context length (8): 40 tokens cut the window several times."""
+    torch.manual_seed(0)
+    network = far_from_uniform(make())
     for seed in range(3):
         assert tokens_of(network, seed=seed, cache=True) == tokens_of(network, seed=seed, cache=False)
+
+
+@pytest.mark.parametrize("context_length", [1, 2, 3])
+def test_the_shortest_contexts(context_length):
+    torch.manual_seed(0)
+    network = far_from_uniform(transformer(context_length=context_length))
+    tokens = tokens_of(network, max_tokens=12)
+    assert len(tokens) == 12 and tokens == tokens_of(network, max_tokens=12, cache=False)
+
+
+def test_a_token_is_read_once_until_the_window_is_cut(monkeypatch):
+    """The prompt of 3, one at a time up to the context of 8, then its newer half and so on."""
+    network, original, read = transformer().eval(), Transformer.advance, []
+
+    def advance(self, tokens, state):
+        read.append(tokens.shape[1])
+        return original(self, tokens, state)
+
+    monkeypatch.setattr(Transformer, "advance", advance)
+    tokens_of(network, max_tokens=14)
+    assert read == [3, 1, 1, 1, 1, 1, 4, 1, 1, 1, 1, 4, 1, 1]
 
 
 def test_the_seed_decides():
@@ -104,7 +139,7 @@ def rows_of(network, seeds, *, prompt=(1, 2, 3), max_tokens=40, **settings):
 
 @pytest.mark.parametrize("make", [transformer, rnn])
 @pytest.mark.parametrize(
-    "settings", [{}, {"top_k": 5, "temperature": 0.7}, {"repetition_penalty": 1.5}, {"cache": False}]
+    "settings", [{}, {"top_k": 5, "temperature": 0.7}, {"top_p": 0.8}, {"repetition_penalty": 1.5}, {"cache": False}]
 )
 def test_a_row_of_a_batch_is_what_it_is_alone(make, settings):
     """Token for token, past the context length and whichever rows have ended before; float64 leaves no room for rounding."""
@@ -141,8 +176,10 @@ def test_a_batch_ends_when_its_last_row_has():
 
 def test_the_repetition_penalty_divides_positive_and_multiplies_negative_logits():
     logits = torch.tensor([2.0, -2.0, 3.0, 0.0, -torch.inf])
-    assert penalize(logits, [0, 1, 1, 3, 4], 2.0).tolist() == [1.0, -4.0, 3.0, 0.0, -torch.inf]
-    assert torch.equal(penalize(logits, [0, 1, 2, 3], 1.0), logits)
+    rows, seen = torch.stack((logits, logits)), torch.tensor([[0, 1, 1, 3, 4], [2, 2, 2, 2, 2]])
+    expected = [[1.0, -4.0, 3.0, 0.0, -torch.inf], [2.0, -2.0, 1.5, 0.0, -torch.inf]]
+    assert penalize(rows, seen, 2.0).tolist() == expected
+    assert torch.equal(penalize(rows, seen, 1.0), rows)
 
 
 def test_a_large_penalty_repeats_nothing_that_the_window_holds():

@@ -17,33 +17,40 @@ from torch import Tensor
 
 
 def filter_logits(logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """(V,) logits, scaled and with the unlikely tokens at minus infinity."""
+    """(…, V) logits, scaled and with the unlikely tokens at minus infinity."""
     logits = logits / temperature
-    if top_k is not None and top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
     if top_p is not None and top_p < 1:
         ranked, order = logits.softmax(-1).sort(descending=True)
         beyond = ranked.cumsum(-1) - ranked >= top_p  # the token that reaches top_p stays
-        logits = logits.index_fill(0, order[beyond], -torch.inf)
+        logits = logits.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     return logits
 
 
 def choose(
-    logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
-) -> int:
-    """One token id from (V,) logits; temperature 0 takes the likeliest and uses no random number."""
-    logits = logits.float().cpu()  # drawing on the CPU gives the same tokens on every device
+    logits: Tensor,
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generators: Sequence[torch.Generator | None],
+) -> Tensor:
+    """(B, V) logits and a generator for each row -> (B,) token ids; temperature 0 takes the likeliest and draws nothing."""
     if temperature == 0:
-        return int(logits.argmax())
+        return logits.argmax(-1)
     probabilities = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p).softmax(-1)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    rows = zip(probabilities, generators, strict=True)
+    return torch.cat([torch.multinomial(row, 1, generator=generator) for row, generator in rows])
 
 
-def penalize(logits: Tensor, seen: list[int], penalty: float) -> Tensor:
-    """(V,) logits, less likely by `penalty` (at least 1) where a token was seen: divided if positive, else multiplied."""
-    index = torch.tensor(sorted(set(seen)))
-    scores = logits[index]
-    return logits.index_copy(0, index, torch.where(scores > 0, scores / penalty, scores * penalty))
+def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """(B, V) logits, less likely by `penalty` (at least 1) where a token is among the (B, T) seen ones of its row.
+
+    They are divided if positive, else multiplied.
+    """
+    scores = logits.gather(-1, seen)  # (B, T)
+    return logits.scatter(-1, seen, torch.where(scores > 0, scores / penalty, scores * penalty))
 
 
 class Token(NamedTuple):
@@ -82,46 +89,51 @@ def generate_batch(
 
     A row ends with `stop_id`, all of them after `max_tokens`; the first token is one of `first_ids`. A row is what it would
     be alone, but for the rounding of sums in a batch. `network` may have `advance(tokens, state)`, without which all of the
-    window is read for each token, and a `context_length`; where the text outgrows it, the window is cut to its newer half
-    and read again, with the cache and without it alike, so that both give the same tokens.
+    window is read for each token, as without `cache`, and a `context_length`; where the text outgrows it, the window is cut
+    to its newer half and read again, with the cache and without it alike, so that both give the same tokens.
     """
     assert prompt_ids, "generation needs at least one token to start from"
     device = next(network.parameters()).device
+    cache = cache and hasattr(network, "advance")
+    forbidden = torch.tensor(forbidden_ids, dtype=torch.long)
+    first = None if first_ids is None else torch.tensor(first_ids)
+
+    # the window is what the network sees; it has read the first `read` positions and keeps them in its state
     context_length = getattr(network, "context_length", None)
-    windows = [list(prompt_ids[-context_length:] if context_length else prompt_ids) for _ in generators]
-    advance = getattr(network, "advance", None)
-    cache = cache and advance is not None
-    ended, state, unread = [False] * len(windows), None, windows
+    prompt = torch.tensor(prompt_ids[-context_length:] if context_length else prompt_ids)
+    size = context_length or len(prompt) + max_tokens
+    window = torch.empty(len(generators), size, dtype=torch.long)  # (B, T at most)
+    window[:, : len(prompt)] = prompt
+    length, read, state, ended = len(prompt), 0, None, [False] * len(generators)
     for step in range(max_tokens):
         # 1. what the network makes of what it has not read yet
-        tokens = torch.tensor(unread if cache else windows, device=device)  # (B, T)
-        logits, state = advance(tokens, state if cache else None) if advance else (network(tokens), None)
-        last = logits[:, -1].float().cpu()  # (B, V); drawing on the CPU gives the same tokens on every device
+        tokens = window[:, read:length].to(device)
+        logits, state = network.advance(tokens, state) if cache else (network(tokens), None)
+        scores = logits[:, -1].float().cpu()  # (B, V); drawing on the CPU gives the same tokens on every device
 
         # 2. a token for each row; rows that have ended stay in the batch, for the state has no rows to take out
-        chosen: list[Token | None] = []
-        for row, (generator, scores) in enumerate(zip(generators, last, strict=True)):
-            own = scores.log_softmax(-1)
-            if repetition_penalty != 1:
-                scores = penalize(scores, windows[row], repetition_penalty)
-            allowed = scores.index_fill(0, torch.tensor(forbidden_ids, dtype=torch.long), -torch.inf)
-            if step == 0 and first_ids is not None:
-                index = torch.tensor(first_ids)
-                allowed = torch.full_like(allowed, -torch.inf).index_copy(0, index, allowed[index])
-            settings: Any = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-            token = prompt_ids[-1] if ended[row] else choose(allowed, generator=generator, **settings)
-            ended[row] = ended[row] or token == stop_id
-            chosen.append(None if ended[row] else Token(token, float(own[token])))
-            windows[row].append(token)
-        yield chosen
+        own = scores.log_softmax(-1)
+        if repetition_penalty != 1:
+            scores = penalize(scores, window[:, :length], repetition_penalty)
+        scores = scores.index_fill(-1, forbidden, -torch.inf)
+        if step == 0 and first is not None:
+            scores = torch.full_like(scores, -torch.inf).index_copy(-1, first, scores[:, first])
+        chosen = choose(scores, temperature=temperature, top_k=top_k, top_p=top_p, generators=generators)  # (B,)
+        logprobs = own.gather(-1, chosen.unsqueeze(-1)).squeeze(-1).tolist()
+        found = [Token(*token) for token in zip(chosen.tolist(), logprobs, strict=True)]
+        ended = [before or token.id == stop_id for before, token in zip(ended, found, strict=True)]
+        yield [None if end else token for end, token in zip(ended, found, strict=True)]
         if all(ended):
             return
 
         # 3. what it reads next
-        unread = [window[-1:] for window in windows]
-        if context_length and len(windows[0]) > context_length:
-            windows = [window[-(context_length // 2) :] for window in windows]
-            state, unread = None, windows
+        read = length if cache else 0
+        if context_length and length == context_length:
+            length = max(context_length // 2, 1) - 1  # with the new token a half
+            window[:, :length] = window[:, size - length :].clone()
+            read, state = 0, None
+        window[:, length] = chosen
+        length += 1
 
 
 @torch.no_grad()
@@ -171,7 +183,7 @@ class Continuation:
 
     def append(self, token: Token, piece: bytes) -> None:
         """Add a token that stands for the bytes `piece`."""
-        self._starts.append(len(self.text + self._held))
+        self._starts.append(len(self.text) + len(self._held))
         self.tokens.append(token)
         self._extend(self._decoder.decode(piece[self._skip :]))
         self._skip = 0

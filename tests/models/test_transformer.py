@@ -101,7 +101,39 @@ def test_advance_in_chunks_equals_forward(style, feed_forward, n_kv_heads):
 
 def test_grouped_queries_shrink_the_cache():
     _, state = make(n_kv_heads=1).advance(some_tokens(), None)
-    assert state[0][0].shape == (3, 1, T, 8)
+    assert state.blocks[0][0].shape == (3, 1, T, 8)
+
+
+def test_the_cache_is_as_large_as_the_context_from_the_start_and_written_in_place():
+    network = make(n_kv_heads=2).to(torch.bfloat16)
+    _, state = network.advance(some_tokens(length=2), None)
+    buffers = [x for block in state.blocks for x in block]
+    assert all(x.shape == (3, 2, T, 8) and x.dtype == torch.bfloat16 for x in buffers)
+    for n in (1, 4, 1):
+        before = state
+        _, state = network.advance(some_tokens(length=n), state)
+        assert state.length == before.length + n
+    assert all(x is y for x, y in zip([x for block in state.blocks for x in block], buffers, strict=True))
+
+
+@every_style
+@pytest.mark.parametrize("n_new", [1, 3])
+def test_what_lies_behind_the_read_positions_does_not_matter(style, n_new):
+    network, tokens = make(style, n_kv_heads=2), some_tokens(length=5 + n_new)
+    _, state = network.advance(tokens[:, :5], None)
+    for keys, values in state.blocks:
+        keys[:, :, 5:], values[:, :, 5:] = math.nan, math.nan
+    logits, _ = network.advance(tokens[:, 5:], state)
+    torch.testing.assert_close(logits, network(tokens)[:, 5:], rtol=0, atol=1e-9)
+
+
+@every_style
+def test_a_full_context_is_an_error(style):
+    network = make(style)
+    _, state = network.advance(some_tokens(length=T - 1), None)
+    with pytest.raises(ValueError, match=rf"{T + 1} tokens .* {T}"):
+        network.advance(some_tokens(length=2), state)
+    assert network.advance(some_tokens(length=1), state)[1].length == T
 
 
 @every_style

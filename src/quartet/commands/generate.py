@@ -101,6 +101,7 @@ def main(arguments: DictConfig) -> None:
 # one prompt
 
 
+@torch.inference_mode()  # its small operations cost less than without gradients alone (docs/notes.md)
 def continuations(
     network: Any, tokenizer: Any, prompt: str, seeds: Sequence[int], *, stop: Sequence[str], **settings: Any
 ) -> Iterator[list[Continuation]]:

@@ -16,7 +16,7 @@ Letters: B batch, T time, P past positions, D width, H heads, G key/value heads,
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,14 @@ from quartet import signatures
 from quartet.models.dropout import TokenDropout
 from quartet.signatures import PositiveInt, Probability
 
-State = list[tuple[Tensor, Tensor]]  # keys and values of every block, (B, G, P, D/H) each
+Buffers = tuple[Tensor, Tensor]  # keys and values of the whole context, (B, G, context, D/H) each
+
+
+class Cache(NamedTuple):
+    """What a decoder has read: keys and values of its first `length` positions; the buffers hold nothing behind those."""
+
+    blocks: list[Buffers]
+    length: int
 
 
 class Rotary(nn.Module):
@@ -39,15 +46,14 @@ class Rotary(nn.Module):
         super().__init__()
         rate = 10_000 ** (-torch.arange(0, head_size, 2).float() / head_size)
         angle = torch.outer(torch.arange(context_length).float(), rate)
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.register_buffer("cos", torch.cat((angle.cos(), angle.cos()), -1), persistent=False)  # (T, D/H)
+        self.register_buffer("sin", torch.cat((-angle.sin(), angle.sin()), -1), persistent=False)
 
     def forward(self, x: Tensor, start: int) -> Tensor:
         """(B, H, T, D/H) at positions start … start + T - 1, rotated; the shape is kept."""
         end = start + x.shape[-2]
         cos, sin = self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)
-        a, b = x.chunk(2, dim=-1)  # (B, H, T, D/H/2) each; feature i of both is a pair
-        return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+        return x * cos + x.roll(x.shape[-1] // 2, -1) * sin  # feature i of both halves is a pair
 
 
 class Sinusoids(nn.Module):
@@ -81,9 +87,9 @@ class Attention(nn.Module):
         self.query_norm = make_norm(head_size) if qk_norm else nn.Identity()
         self.key_norm = make_norm(head_size) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None):
-        """(B, T, D) and optional past -> (B, T, D) and the keys and values seen so far."""
-        T, P = x.shape[1], 0 if past is None else past[0].shape[2]
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Buffers | None, P: int) -> Tensor:
+        """(B, T, D) after P positions in the cache -> (B, T, D); their keys and values are written behind those."""
+        B, T = x.shape[:2]
 
         # 1. split into heads
         q = self.query(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, D/H)
@@ -93,24 +99,31 @@ class Attention(nn.Module):
         if self.rotary is not None:
             q, k = self.rotary(q, P), self.rotary(k, P)
 
-        # 2. after past positions a new one sees all of them and the new ones up to itself; `is_causal` would align
-        #    the triangle with the first position
-        if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)  # (B, G, P + T, D/H)
-            if self.causal:
-                mask = torch.ones(T, P + T, dtype=torch.bool, device=x.device).tril(P)
+        # 2. write into the cache, and read what stands before; several new positions see all of that and the new ones up
+        #    to themselves (`is_causal` would align the triangle with the first position)
+        if cache is not None:
+            keys, values = cache
+            keys[:, :, P : P + T], values[:, :, P : P + T] = k, v
+            if P:
+                k, v = keys[:, :, : P + T], values[:, :, : P + T]  # (B, G, P + T, D/H)
+                mask = torch.ones(T, P + T, dtype=torch.bool, device=x.device).tril(P) if T > 1 else None
 
-        # 3. attend, and join the heads: (B, H, T, D/H) -> (B, T, D)
+        # 3. a single new position sees everything; its heads that share keys are read as positions of one head, which
+        #    takes less time than enable_gqa does (docs/notes.md)
+        if T == 1:
+            q = q.reshape(B, self.n_kv_heads, -1, q.shape[-1])  # (B, G, H/G, D/H)
+
+        # 4. attend, and join the heads: (B, H, T, D/H) -> (B, T, D)
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and mask is None,
-            enable_gqa=self.n_kv_heads != self.n_heads,
+            is_causal=self.causal and mask is None and T > 1,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
-        return self.project(y.transpose(1, 2).flatten(2)), (k, v)
+        return self.project(y.reshape(B, self.n_heads, T, -1).transpose(1, 2).flatten(2))
 
 
 _ACTIVATIONS = {"relu2": lambda x: F.relu(x).square(), "relu": F.relu, "gelu": F.gelu}
@@ -143,14 +156,12 @@ class Block(nn.Module):
         self.attention_norm, self.feed_forward_norm = make_norm(d_model), make_norm(d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None, past: tuple[Tensor, Tensor] | None):
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Buffers | None, P: int) -> Tensor:
         if self.pre_norm:
-            y, seen = self.attention(self.attention_norm(x), mask, past)
-            x = x + self.dropout(y)
-            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), seen
-        y, seen = self.attention(x, mask, past)
-        x = self.attention_norm(x + self.dropout(y))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x))), seen
+            x = x + self.dropout(self.attention(self.attention_norm(x), mask, cache, P))
+            return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, mask, cache, P)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
 class Transformer(nn.Module):
@@ -189,6 +200,7 @@ class Transformer(nn.Module):
         super().__init__()
         n_kv_heads = n_kv_heads or n_heads
         self.context_length, self.n_classes, self.pad_id, self.pooling = context_length, n_classes, pad_id, pooling
+        self.buffer_shape = n_kv_heads, context_length, d_model // n_heads
         make_norm = nn.RMSNorm if norm == "rmsnorm" else nn.LayerNorm
 
         # 1. tokens and positions: rotary ones turn queries and keys, the others are added to the embedding
@@ -264,11 +276,11 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, V), or (B, C) for a classifier."""
         if self.n_classes is None:
-            return self.head(self._encode(tokens, None, None)[0])
+            return self.head(self._encode(tokens, None, None))
 
         # a classifier pools over the positions that are not padding; a text of padding only becomes zero
         keep = tokens != self.pad_id  # (B, T)
-        x, _ = self._encode(tokens, keep[:, None, None, :], None)  # (B, T, D)
+        x = self._encode(tokens, keep[:, None, None, :], None)  # (B, T, D)
         if self.pooling == "mean":
             weight = keep.unsqueeze(-1).to(x.dtype)  # (B, T, 1)
             x = (x * weight).sum(1) / weight.sum(1).clamp(min=1)
@@ -279,19 +291,26 @@ class Transformer(nn.Module):
             x = x[:, 0]
         return self.head(x)  # (B, C)
 
-    def advance(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """(B, T) new tokens after those in `state` -> logits (B, T, V) and the state with them (a KV cache)."""
-        x, state = self._encode(tokens, None, state or [])
-        return self.head(x), state
+    def advance(self, tokens: Tensor, state: Cache | None) -> tuple[Tensor, Cache]:
+        """(B, T) new tokens after those in `state` -> logits (B, T, V) and the state with them.
 
-    def _encode(self, tokens: Tensor, mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
-        start = state[0][0].shape[2] if state else 0  # P
+        Both states share their buffers, whose size is that of the context: a state is advanced once.
+        Raises ValueError if the context is full.
+        """
+        if state is None:
+            shape, empty = (len(tokens), *self.buffer_shape), self.embedding.weight.new_empty
+            state = Cache([(empty(shape), empty(shape)) for _ in self.blocks], 0)
+        length = state.length + tokens.shape[1]
+        if length > self.context_length:
+            raise ValueError(f"{length} tokens do not fit into a context of {self.context_length}; begin a new state")
+        return self.head(self._encode(tokens, None, state)), Cache(state.blocks, length)
+
+    def _encode(self, tokens: Tensor, mask: Tensor | None, state: Cache | None) -> Tensor:
+        P = state.length if state else 0
         x = self.token_dropout(self.embedding(tokens) * self.embedding_scale)  # (B, T, D)
         if self.positions is not None:
-            x = x + self.positions(torch.arange(start, start + tokens.shape[1], device=tokens.device))  # + (T, D)
+            x = x + self.positions(torch.arange(P, P + tokens.shape[1], device=tokens.device))  # + (T, D)
         x = self.dropout(x)
-        seen = []
         for i, block in enumerate(self.blocks):
-            x, keys_and_values = block(x, mask, state[i] if state else None)
-            seen.append(keys_and_values)
-        return self.norm(x), seen
+            x = block(x, mask, state.blocks[i] if state else None, P)
+        return self.norm(x)
