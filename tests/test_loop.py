@@ -33,14 +33,14 @@ class Diary(Callback):
     def on_before_backward(self, trainer, pl_module, loss):
         self.entries.append(("backward", trainer.global_step, loss.item()))
 
-    def on_after_backward(self, trainer, pl_module):
+    def on_after_backward(self, trainer, pl_module: Any):
         self.entries.append(("gradient", sum(p.grad.sum().item() for p in pl_module.network.parameters())))
         pl_module.log("mine/after_backward", 2.0 * trainer.global_step)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.entries.append(("step", trainer.global_step, optimizer.param_groups[0]["lr"]))
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx):
         self.entries.append(
             ("end", trainer.global_step, batch_idx, outputs["loss"].item(), outputs["loss"].requires_grad)
         )

@@ -13,6 +13,7 @@ from torch import nn
 from quartet.commands.train import create_and_train
 from quartet.data.spec import Spec
 from quartet.models.rnn import RNN
+from quartet.models.transformer import Transformer
 from quartet.tasks.base import members
 from quartet.tasks.classification import Classification
 from quartet.tasks.language_modeling import LanguageModeling
@@ -182,3 +183,17 @@ def test_plateau_cuts_the_rate_after_validations_that_are_no_better(compose):
     changes = [step for step in range(1, len(rates)) if rates[step] != rates[step - 1]]
     assert changes and all(step % 5 == 0 for step in changes), "only after a validation"
     assert all(rates[step] == rates[step - 1] / 2 for step in changes)
+
+
+@pytest.mark.parametrize("kind", ["without a state", "with a state as long as its context"])
+def test_contiguous_windows_need_a_state_that_goes_on(kind):
+    network = nn.Identity()
+    if kind != "without a state":
+        network = Transformer(
+            vocab_size=5, context_length=4, n_layers=1, n_heads=1, n_kv_heads=1, d_model=4, d_ff=4, dropout=0.0,
+            positions="rotary", norm="rmsnorm", norm_position="pre", qk_norm=True, feed_forward="relu2", bias=False,
+            tie_embeddings=False, pooling="mean", token_dropout=0.0,
+        )  # fmt: skip
+    spec = Spec(sizes={}, token_bytes=(0, 1, 2, 3, 4))
+    with pytest.raises(ValueError, match=r"contiguous windows .* pairing\.window_order=shuffled"):
+        LanguageModeling(network=network, spec=spec, order="contiguous", label_smoothing=0.0, **PLAIN)

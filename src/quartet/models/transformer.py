@@ -173,6 +173,8 @@ class Transformer(nn.Module):
     Raises ValueError where the sizes do not fit each other or a choice is unknown, all problems in one message.
     """
 
+    carries_state = False  # from window to window: its state ends where the context does
+
     def __init__(
         self,
         *,

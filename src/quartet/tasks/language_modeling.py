@@ -32,11 +32,11 @@ class LanguageModeling(Task):
     def __init__(self, *, order: str, label_smoothing: float, **common: Any):
         super().__init__(**common)
         self.carries_state, self.label_smoothing = order == "contiguous", label_smoothing
-        if self.carries_state and not hasattr(self.network, "advance"):
+        if self.carries_state and not getattr(self.network, "carries_state", hasattr(self.network, "advance")):
             kind = type(self.network).__name__
             raise ValueError(
-                f"contiguous windows need a network with advance(tokens, state), and {kind} has none; "
-                "model.window_order=shuffled does without"
+                "contiguous windows need a network with advance(tokens, state) whose state goes on from window to window, "
+                f"and that of {kind} does not; pairing.window_order=shuffled does without"
             )
         self.state: dict[str, Any] = {}  # one per part
         self.keeps_windows = (
