@@ -186,6 +186,11 @@ class DataModule(LightningDataModule):
             seed_step(trainer.strategy.root_device, self.seed, *batches_seen(trainer), trainer.global_rank)
         return batch
 
+    def first_inputs(self, n: int) -> dict[str, torch.Tensor]:
+        """What the network is given of the first `n` training samples, where the data are now."""
+        batch = self.datasets["train"].gather(torch.arange(n))
+        return self.on_after_batch_transfer(self.on_before_batch_transfer(batch, 0), 0)["inputs"]
+
     def overfit(self) -> None:
         """Train on the same batches again and again, and validate on them: a network that learns drives their loss to 0."""
         self._overfits = True
