@@ -125,7 +125,7 @@ def test_what_cannot_be_asked_is_one_line(script, outputs, words, message):
 
 def test_sizes_double_until_all_there_is(compose, monkeypatch):
     monkeypatch.setattr(batch_size, "SECONDS", 0.0)
-    *sizes, reason = batch_size.try_sizes(checked(compose(*TINY, "trainer.accumulate_grad_batches=2")))
+    sizes, reason = batch_size.try_sizes(checked(compose(*TINY, "trainer.accumulate_grad_batches=2")), print)
     # batch normalisation needs two rows, and a step takes two batches of the 455 rows
     assert [size.batch_size for size in sizes] == [2, 4, 8, 16, 32, 64, 128, 227] and "454 is all" in reason
     assert all(size.per_second == pytest.approx(2 * size.batch_size / size.step_seconds) for size in sizes)
@@ -142,7 +142,7 @@ def test_out_of_memory_ends_the_search(compose, monkeypatch):
     network = build.locate("quartet.models.mlp.MLP")
     original = network.forward
     monkeypatch.setattr(network, "forward", forward)
-    *sizes, reason = batch_size.try_sizes(checked(compose(*TINY)))
+    sizes, reason = batch_size.try_sizes(checked(compose(*TINY)), print)
     assert [size.batch_size for size in sizes] == [2, 4, 8] and "16 does not fit" in reason
 
 
@@ -152,7 +152,7 @@ def test_a_cpu_is_not_filled_up(compose, monkeypatch):
     monkeypatch.setattr(batch_size, "SECONDS", 0.0)
     monkeypatch.setattr(batch_size, "_resident", lambda: next(memory))
     monkeypatch.setattr(batch_size, "free_memory", lambda: 7 * 2**30)
-    *sizes, reason = batch_size.try_sizes(checked(compose(*TINY)))
+    sizes, reason = batch_size.try_sizes(checked(compose(*TINY)), print)
     assert [size.batch_size for size in sizes] == [2, 4, 8] and "16 would take about 6.0 GB" in reason
 
 

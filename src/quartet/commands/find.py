@@ -106,18 +106,14 @@ def find_batch_size(config: DictConfig) -> Path:
     from quartet.engine import batch_size
     from quartet.engine.batch_size import Size
 
-    sizes: list[Size] = []
-    for found in batch_size.try_sizes(config):
-        if isinstance(found, str):
-            say(f"no larger size: {found}")
-            break
-        if not sizes:
-            speed = f"{found.unit}/s"
-            print(f"\n  data.batch_size  {speed:>12}  {'ms a step':>10}  {'steps an epoch':>14}  {'memory':>9}")
-        sizes.append(found)
-        speed, memory = f"{found.per_second:,.0f}", f"{found.memory_bytes / 2**30:.2f} GB"
-        row = f"{speed:>12}  {1000 * found.step_seconds:>10,.1f}  {found.steps_per_epoch:>14,}  {memory:>9}"
-        print(f"  {found.batch_size:>15,}  {row}", flush=True)
+    def tell(size: Size) -> None:
+        speed, memory = f"{size.per_second:,.0f} {size.unit}/s", f"{size.memory_bytes / 2**30:.2f} GB"
+        row = f"{speed:>19}  {1000 * size.step_seconds:>10,.1f}  {size.steps_per_epoch:>14,}  {memory:>9}"
+        print(f"  {size.batch_size:>15,}  {row}", flush=True)
+
+    print(f"\n  data.batch_size  {'speed':>19}  {'ms a step':>10}  {'steps an epoch':>14}  {'memory':>9}", flush=True)
+    sizes, reason = batch_size.try_sizes(config, tell)
+    say(f"no larger size: {reason}")
     if not sizes:
         raise ValueError("not even the smallest batch fits into memory; use a smaller network, or another precision")
     best = batch_size.suggest(sizes)

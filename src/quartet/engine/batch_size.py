@@ -6,7 +6,7 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,8 +64,8 @@ class Stopwatch(Callback):
             trainer.should_stop = True
 
 
-def try_sizes(config: DictConfig) -> Iterator[Size | str]:
-    """Each size that fits, and at the end why there is no larger one."""
+def try_sizes(config: DictConfig, tell: Callable[[Size], None]) -> tuple[list[Size], str]:
+    """The sizes that fit, each of which is told as soon as it is measured, and why there is no larger one."""
     with open_dict(config):
         config.data.batch_size = 1  # whatever it was, it is not what is asked for
     trial = trial_config(config, WARM_UP + MAX_STEPS)
@@ -80,33 +80,34 @@ def try_sizes(config: DictConfig) -> Iterator[Size | str]:
 
     # twice as large each time; the whole training part at the end
     sizes = [2**i for i in range(largest.bit_length()) if 2**i < largest] + [largest]
-    taken: list[int] = []
+    found: list[Size] = []
     for size in sizes:
         if size == 1 and any(isinstance(module, _BatchNorm) for module in trial_task(trial, data).modules()):
             continue  # one value of each channel has no variance
         # twice what this size took more than that before; a GPU raises an error instead of ending the process
-        expected = 2 * (taken[-1] - taken[-2]) if len(taken) > 1 else 0
+        expected = 2 * (found[-1].memory_bytes - found[-2].memory_bytes) if len(found) > 1 else 0
         free = free_memory() if device.type == "cpu" else None
         if free is not None and expected > FULL * free:
-            yield f"{size:,} would take about {expected / 2**30:.1f} GB more, of {free / 2**30:.1f} GB that are free"
-            return
+            return (
+                found,
+                f"{size:,} would take about {expected / 2**30:.1f} GB more, and {free / 2**30:.1f} GB are free",
+            )
+        fits = True
         try:
-            found = _measure(trial, data, size)
+            found.append(_measure(trial, data, size))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            found = None
+            fits = False
+        # outside of the handler, whose error holds on to the tensors
         gc.collect()
         torch.cuda.empty_cache()
-        if found is None:
-            yield f"{size:,} does not fit into memory"
-            return
-        taken.append(found.memory_bytes)
-        yield found
-        if found.step_seconds > LONGEST_STEP_S:
-            yield f"a step of {size:,} takes {found.step_seconds:.0f} s"
-            return
-    yield f"{largest * window:,} is all there is to train on"
+        if not fits:
+            return found, f"{size:,} does not fit into memory"
+        tell(found[-1])
+        if found[-1].step_seconds > LONGEST_STEP_S:
+            return found, f"a step of {size:,} takes {found[-1].step_seconds:.0f} s"
+    return found, f"{largest * window:,} is all there is to train on"
 
 
 def suggest(sizes: list[Size]) -> Size:
