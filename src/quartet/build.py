@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from quartet import config as configs
 from quartet import optim, trust
 from quartet.callbacks.freeze import Freeze
+from quartet.callbacks.profile import Profile
 from quartet.config import arguments_of, is_users, plain, settle_monitor
 from quartet.data.base import DataModule, user_path
 from quartet.data.spec import Spec
@@ -277,6 +278,11 @@ def build_trainer(
     """A trainer whose files go to `directory`; for evaluation it logs nothing and keeps no checkpoint."""
     values, watching = plain(config)["trainer"], list(callbacks)
     loggers: list[Logger] | bool = False
+    profiler = values.pop("profiler", None)
+    if train and profiler is not None:
+        profile = Profile(profiler, directory)
+        watching.append(profile)
+        values["profiler"] = profile.profiler
     if train:
         watching += build_callbacks(config, directory)
         loggers = build_loggers(config, directory)

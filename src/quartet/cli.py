@@ -132,7 +132,8 @@ def quiet_libraries() -> None:
 
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = report
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler library
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler library
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 

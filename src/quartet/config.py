@@ -28,7 +28,7 @@ from quartet.signatures import (
     Rule,
     accepts,
     problems,
-    words,
+    refusal,
 )
 from quartet.typed import PROJECT
 
@@ -104,6 +104,7 @@ OptionalRun: TypeAlias = Annotated[str, Rule("the directory of a run, or latest"
 # what none of our constructors annotates: keys that are not arguments, and arguments of libraries
 SETTINGS: dict[str, Any] = {
     "seed": Annotated[int, Rule("an integer from 0 to 4294967295", lambda n: 0 <= n < 2**32)],  # NumPy's limit
+    **dict.fromkeys(("find_lr", "find_batch_size", "summary"), bool),
     "monitor.mode": Literal["min", "max"] | None,
     "finetune.init_from": OptionalRun,
     "finetune.freeze": NonNegativeInt,
@@ -119,8 +120,7 @@ SETTINGS: dict[str, Any] = {
     "optimizer.weight_decay": NonNegativeFloat,
     "optimizer.momentum": Probability,
     "scheduler.warmup": Fraction,
-    "task.l1": NonNegativeFloat,
-    "task.l2": NonNegativeFloat,
+    **dict.fromkeys(("task.l1", "task.l2"), NonNegativeFloat),
     "task.label_smoothing": Probability,
     "trainer.max_steps": StepsOrNoLimit,
     "trainer.max_epochs": StepsOrNoLimit,
@@ -129,6 +129,7 @@ SETTINGS: dict[str, Any] = {
     "trainer.overfit_batches": CountOrFraction,
     "trainer.accumulate_grad_batches": PositiveInt,
     "trainer.log_every_n_steps": PositiveInt,
+    "trainer.profiler": Literal["simple", "advanced", "pytorch"] | None,
     "trainer.num_nodes": PositiveInt,
     "trainer.gradient_clip_val": OptionalNonNegativeFloat,
     "callbacks.checkpoint.every_n_steps": OptionalPositiveInt,
@@ -356,7 +357,7 @@ def _setting_problems(config: DictConfig) -> Iterator[str]:
         for group in groups:
             node = (node or {}).get(group)
         if isinstance(node, dict) and name in node and not accepts(hint, node[name]):
-            yield f"{key} must be {words(hint)}, not {node[name]!r}"
+            yield refusal(key, hint, node[name])
     folds, fold = (values["data"].get(key) for key in ("folds", "fold"))
     if accepts(int | None, folds) and accepts(int | None, fold):
         yield from filter(None, [fold_problem(folds, fold)])

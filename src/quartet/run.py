@@ -388,12 +388,13 @@ def make_paths_absolute(config: DictConfig, *, in_sweep: bool = False) -> None:
 def signature(config: DictConfig) -> str:
     """What makes two runs repetitions of one experiment: the hash of the config without paths, seed and fold.
 
-    Whether it is tested or may be pruned is not counted either.
+    Whether it is tested, watched or may be pruned is not counted either.
     """
     values: Any = OmegaConf.to_container(config, resolve=True)
-    for name in ("run", "seed", "test", "sweep"):
+    for name in ("run", "seed", "test", "sweep", "summary", "find_lr", "find_batch_size"):
         values.pop(name, None)
-    for group, key in (("callbacks", "pruning"), ("data", "path"), ("data", "fold"), ("data", "seed")):
+    within = (("callbacks", "pruning"), ("trainer", "profiler"), ("data", "path"), ("data", "fold"), ("data", "seed"))
+    for group, key in within:
         if isinstance(values.get(group), dict):
             values[group].pop(key, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

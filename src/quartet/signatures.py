@@ -85,7 +85,7 @@ def problems(
             )
             del sound[name]
         elif name in hints and not accepts(hints[name], value):
-            yield f"{group}.{name} must be {words(hints[name])}, not {value!r}"
+            yield refusal(f"{group}.{name}", hints[name], value)
             del sound[name]
     if hasattr(target, "problems"):
         yield from target.problems(sound)  # type: ignore[attr-defined]
@@ -134,6 +134,14 @@ def words(hint: Any) -> str:
     return TYPE_NAMES.get(hint, str(hint))
 
 
+def refusal(key: str, hint: Any, value: Any) -> str:
+    """What is wrong with a value that is not accepted, with the choice that was probably meant."""
+    parts = [typing.get_args(part) for part in (hint, *typing.get_args(hint)) if typing.get_origin(part) is Literal]
+    choices = [choice for part in parts for choice in part if isinstance(choice, str)]
+    near = get_close_matches(str(value), choices, n=1)
+    return f"{key} must be {words(hint)}, not {value!r}{f'; did you mean {near[0]}?' if near else ''}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known names most like `name`, as text for an error message."""
     known = list(known)
@@ -143,7 +151,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def wrong_settings(kinds: dict[str, Any], values: dict[str, Any], prefix: str = "") -> list[str]:
     """What is wrong with the settings of a command, a line for each: `kinds` are their annotations."""
     return [
-        f"{prefix}{key} must be {words(kind)}, not {values[key]!r}"
-        for key, kind in kinds.items()
-        if not accepts(kind, values[key])
+        refusal(f"{prefix}{key}", kind, values[key]) for key, kind in kinds.items() if not accepts(kind, values[key])
     ]

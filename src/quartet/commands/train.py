@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from quartet import trust
 from quartet.cli import in_sweep
+from quartet.commands.find import asked, find
 from quartet.config import check_pairing
 from quartet.engine.elastic import environment_rank, execute, share_directory
 from quartet.files import written
@@ -33,6 +34,8 @@ HEADLINES = ("loss", "bits_per_byte", "perplexity", "accuracy", "auroc", "f1", "
 
 def run_command(config: DictConfig) -> float | None:
     """Train one run (a job, inside a sweep) and say what came out; returns the monitored value for sweepers."""
+    if asked(config) and not in_sweep():
+        return find(config)
     rank, _ = environment_rank() or (0, 1)
     os.environ.setdefault("RANK", str(rank))  # SLURM has another name for it; the first one writes and speaks
     with stoppable():

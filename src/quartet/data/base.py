@@ -190,6 +190,11 @@ class DataModule(LightningDataModule):
         """Lightning's, for nested dictionaries of tensors only; most batches are where they belong already."""
         return moved(batch, device)
 
+    def first_inputs(self, n: int) -> dict[str, torch.Tensor]:
+        """What the network is given of the first `n` training samples, where the data are now."""
+        batch = self.datasets["train"].gather(torch.arange(n))
+        return self.on_after_batch_transfer(self.on_before_batch_transfer(batch, 0), 0)["inputs"]
+
     def overfit(self) -> None:
         """Train on the same batches again and again, and validate on them: a network that learns drives their loss to 0."""
         self._overfits = True

@@ -22,6 +22,7 @@ from quartet.callbacks.monitors import Throughput
 from quartet.data.base import DataModule
 from quartet.engine import weights
 from quartet.engine.failures import TOO_LARGE, explain
+from quartet.engine.summary import write_summary
 from quartet.objective import Objective
 from quartet.run import DEBUG, Run
 from quartet.say import say
@@ -131,6 +132,14 @@ def train(run: Run, data: DataModule | None = None) -> dict[str, Any]:
 
 def fit_data(run: Run, config: DictConfig) -> DataModule:
     """Read the data and fit their preprocessing; what inference, workers and people need of it is in the run then."""
+    data = read_data(config)
+    run.write("data.json", data.report())
+    run.write("preprocessing.json", data.preprocessing())
+    return data
+
+
+def read_data(config: DictConfig) -> DataModule:
+    """Read the data and fit their preprocessing, unless the network starts from a run that has one."""
     build.seed_everything(config.seed)
     data = build.build_data(config)
     source = weights.find_source(config)
@@ -138,8 +147,6 @@ def fit_data(run: Run, config: DictConfig) -> DataModule:
         weights.reuse_preprocessing(data, source)
     say("reading the data")
     data.setup()
-    run.write("data.json", data.report())
-    run.write("preprocessing.json", data.preprocessing())
     return data
 
 
@@ -174,7 +181,7 @@ def prepare(run: Run, data: DataModule | None = None) -> Parts:
     norms = [module for module in task.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if data.batch_size == 1 and norms:
         try:
-            copy.deepcopy(task.network).cpu().train()(**_first_inputs(data, 1))
+            copy.deepcopy(task.network).cpu().train()(**data.first_inputs(1))
         except ValueError as error:
             other = "model.normalization=layer, or " if "normalization" in config.model else ""
             raise ValueError(
@@ -201,35 +208,10 @@ def prepare(run: Run, data: DataModule | None = None) -> Parts:
     if world > 1:
         size = data.batch_size
         say(f"workers: {world}; a step takes {size * world} samples, {size} (data.batch_size) in each worker")
-    if config.run.name.startswith(f"{DEBUG}/") and trainer.is_global_zero:
-        _print_layers(task, data)
+    if trainer.is_global_zero and (config.get("summary") or config.run.name.startswith(f"{DEBUG}/")):
+        samples = data.batch_size * window * world
+        write_summary(run.directory, task.network, data, samples)
     return Parts(data, task, trainer, history)
-
-
-def _first_inputs(data: DataModule, n: int) -> Any:
-    """The inputs of the first `n` training samples, on the CPU."""
-    batch = data.datasets["train"].to(torch.device("cpu")).gather(torch.arange(n))
-    return data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0)["inputs"]
-
-
-def _print_layers(task: Task, data: DataModule) -> None:
-    """The network's layers in the order in which a batch of two passes them, with output shapes and parameters."""
-    network = copy.deepcopy(task.network).cpu()
-    passed: list[tuple[str, nn.Module, Any]] = []
-    for name, module in network.named_modules():
-        if not list(module.children()):
-            module.register_forward_hook(lambda module, _, output, name=name: passed.append((name, module, output)))
-    with torch.no_grad():
-        network(**_first_inputs(data, min(2, len(data.datasets["train"]))))
-    rows = []
-    for name, module, output in passed:
-        shape = "×".join(map(str, output.shape)) if isinstance(output, torch.Tensor) else ""
-        own = sum(p.numel() for p in module.parameters())
-        rows.append((name, type(module).__name__, shape, f"{own:,}" if own else ""))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        print(f"  {line}".rstrip(), flush=True)
 
 
 def _fit_and_test(run: Run, parts: Parts) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from quartet.typed import repeated
 REPETITION = re.compile(r"(run|sweep|callbacks\.pruning)(\.|$)|(seed|test|resume|data\.(fold|seed|path))$")
 # what shows or debugs a run and does not change it
 DISPLAY = re.compile(
-    r"logger(\.|$)|trainer\.(profiler|fast_dev_run|detect_anomaly|enable_\w+|log_every_n_steps|max_restarts)"
-    r"|callbacks\.(progress|throughput|gradient_norm|learning_rate|overlay|figures|data_report|samples)(\.|$)"
+    r"logger(\.|$)|summary$|trainer\.(profiler|fast_dev_run|detect_anomaly|enable_\w+|log_every_n_steps|max_restarts)"
+    r"|callbacks\.(progress|throughput|flops|gradient_norm|learning_rate|overlay|figures|data_report|samples)(\.|$)"
 )
 OTHER_DATA = re.compile(r"data\.(_target_|source|path|folds|split|split_seed|target|label|name|group)(\.|$)")
 DEFAULT = "default"  # of a config group whose choice a run left as it was

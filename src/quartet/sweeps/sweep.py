@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from quartet.cli import override_problems
+from quartet.commands.find import QUESTIONS
 from quartet.config import check_pairing, settle_monitor, upgrade
 from quartet.config_groups import CONF, is_group, unknown_options
 from quartet.files import read_metrics
@@ -75,6 +76,8 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
     except HydraException:
         _raise(override_problems("train", [*fixed, *first_point]))
         raise
+    if questions := [name for name in QUESTIONS if first.get(name) or name in {d.key for d in space}]:
+        raise ValueError(f"{questions[0]}=true looks at one setting and makes no run; leave out -m")
     # what is varied may fit each other in some of the jobs only
     choices = [f"{d.key}={','.join(d.values)}" for d in space if d.values and (CONF / d.key).is_dir()]
     if choices:
