@@ -83,7 +83,7 @@ def read_csv(path: str, text: str, how: Format, notes: list[str]) -> tuple[pa.Ta
             read_options=arrow_csv.ReadOptions(
                 block_size=BLOCK, column_names=numbered, skip_rows=reader.line_num if header else 0
             ),
-            parse_options=arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True, quote_char=quote),
+            parse_options=arrow_csv.ParseOptions(delimiter=separator, newlines_in_values='"' in text, quote_char=quote),
             convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(numbered, pa.string())),
         )
     except pa.ArrowMemoryError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ class Model:
     """The best weights of a run with its preprocessing, on the device and in the precision that its config names.
 
     `encode` and `predict` are apart so that one thread may read while another one computes; `batch_size` examples are
-    computed at once. Raises ValueError or OSError for a run that is damaged or has no checkpoint.
+    computed at once, by all threads together. Raises ValueError or OSError for a run that is damaged or has no checkpoint.
     """
 
     def __init__(self, run: Run, batch_size: int):
@@ -45,13 +47,28 @@ class Model:
 
     def predict(self, inputs: Inputs) -> Array:
         """(N, C) calibrated probabilities, or (N,) numbers in the target's own unit."""
-        # examples are encoded many at a time and computed few at a time: each is fastest so
-        n = len(next(iter(inputs.values())))
-        found = []
-        with torch.inference_mode(), self.precision.forward_context():
-            for start in range(0, n, self.batch_size):
-                batch = {name: x[start : start + self.batch_size].to(self.device) for name, x in inputs.items()}
-                found.append(self.task.predict(self.precision.convert_input(batch)).cpu())
+        # Examples are encoded many at a time and computed few at a time: each is fastest so. On a processor each thread
+        # computes its own share of a batch: threads that share every layer wait for each other at each of them, and for
+        # long where other work, such as reading the next examples, keeps one of them from running.
+        n, n_threads = len(next(iter(inputs.values()))), torch.get_num_threads() if self.device.type == "cpu" else 1
+        size = math.ceil(self.batch_size / n_threads)
+
+        def compute(start: int) -> Tensor:
+            batch = {name: x[start : start + size].to(self.device) for name, x in inputs.items()}
+            with torch.inference_mode(), self.precision.forward_context():
+                return self.task.predict(self.precision.convert_input(batch)).cpu()
+
+        if n_threads == 1 or n <= size:
+            found = [compute(start) for start in range(0, n, size)]
+        else:
+            try:
+                with (
+                    self.precision.forward_context(),  # around all threads too: torch has one default dtype
+                    ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+                ):
+                    found = list(pool.map(compute, range(0, n, size)))
+            finally:
+                torch.set_num_threads(n_threads)  # also what threads that start later have
         if not found:
             return np.empty((0, len(self.classes)) if self.classes else 0, dtype=np.float32)
         return self.calibration.apply(torch.cat(found).numpy())
