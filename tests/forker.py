@@ -42,7 +42,7 @@ def run(order: dict) -> int:
     return 0
 
 
-def wait(pid: int, timeout: float) -> int | None:
+def wait(pid: int, timeout: int) -> int | None:
     """The exit code; None if it has not ended and the timeout is 0, else it is killed after so many seconds."""
     if timeout == 0:
         ended, status = os.waitpid(pid, os.WNOHANG)

@@ -20,13 +20,13 @@ from quartet.inference.ensemble import Loaded, open_model
 from quartet.inference.outputs import Write, check_output, writer
 from quartet.run import Run
 from quartet.say import printable, say
-from quartet.signatures import PositiveInt, Rule, wrong_settings
+from quartet.signatures import Rule, wrong_settings
 
 SETTINGS: dict[str, Any] = {
     "input": Annotated[str, Rule('a file, a folder, a glob, "some text", or - for standard input', bool)],
     "on_error": Literal["stop", "skip"],
     "top_k": OptionalPositiveInt,
-    "batch_size": PositiveInt,
+    "batch_size": OptionalPositiveInt,
 }
 MEASURED = 500_000  # examples with a target that are kept to measure them: tens of megabytes
 SAID = 10  # examples that were skipped and are named, each with its reason

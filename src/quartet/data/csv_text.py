@@ -62,7 +62,7 @@ def read_csv(path: str, text: str, how: Format, notes: list[str]) -> tuple[pa.Ta
         even = [s for s, n_cells in counts.items() if len({*n_cells}) == 1 and n_cells[0] > 1]
         separator = even[0] if even else max((",", ";", "\t", "|"), key=lambda s: max(counts[s][:1], default=0))
     # 4. the header
-    rows = _first_rows(text, separator, how) or [[""]]
+    rows = _first_rows(text, separator, how, N_FIRST if how.header is None else 1) or [[""]]
     header = how.header
     if header is None:
         header = is_header(rows, how)

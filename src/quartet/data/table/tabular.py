@@ -134,6 +134,8 @@ class Tabular(DataModule):
     Subclasses say where the rows come from (`read`).
     """
 
+    inference_batch_size = 4096  # a row takes little memory, and small batches are mostly overhead
+
     def __init__(self, *, scaling: str, **common: Any):
         super().__init__(**common)
         if scaling not in SCALINGS:
