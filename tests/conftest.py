@@ -6,10 +6,14 @@ import copy
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -63,11 +67,12 @@ def compose():
     return compose_train
 
 
-@pytest.fixture(scope="session")
-def forker():
-    """A process that starts scripts quickly; see forker.py."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT / "src")}
+@contextmanager
+def fork_server(project: Path):
+    """A process that starts the scripts of a project quickly; see forker.py."""
+    paths = os.pathsep.join(map(str, (project / "src", project)))
     command = [sys.executable, str(PROJECT / "tests" / "forker.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -75,21 +80,65 @@ def forker():
         process.stdin.close()  # type: ignore[union-attr]
 
 
+@pytest.fixture(scope="session")
+def forker():
+    with fork_server(PROJECT) as process:
+        yield process
+
+
+class Started:
+    """A script in a process of its own that a fork server has started, the leader of its group."""
+
+    def __init__(self, server: Any, command: list[str], cwd: Path, environment: dict[str, str], streams: Path):
+        self.server, self.command, self.returncode = server, command, None
+        files = {name: streams / f".{time.monotonic_ns()}.{name}" for name in ("stdout", "stderr")}
+        self.files, variables = files, {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        places = {"cwd": str(cwd), **{name: str(path) for name, path in files.items()}}
+        self.pid: int = self._ask(command=command, environment=variables, **places)
+
+    def _ask(self, **order: Any) -> Any:
+        print(json.dumps(order), file=self.server.stdin, flush=True)
+        return json.loads(self.server.stdout.readline())
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._ask(pid=self.pid, timeout=0)
+        return self.returncode
+
+    def wait(self, timeout: int = 120) -> subprocess.CompletedProcess[str]:
+        """How it ended; it is killed after so many seconds."""
+        if self.returncode is None:
+            self.returncode = self._ask(pid=self.pid, timeout=timeout)
+        output, errors = (path.read_text(encoding="utf-8") for path in self.files.values())
+        return subprocess.CompletedProcess(self.command, self.returncode or 0, output, errors)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+
+
 @pytest.fixture
-def script(tmp_path, outputs, forker):
-    """script("train", "model=mlp", …) -> the finished process of scripts/train.py, as a user would start it."""
+def start(tmp_path, forker):
+    """start("train", "model=mlp", …) -> the running process of scripts/train.py, as a user would start it."""
+    running = []
 
-    def run_script(name: str, *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None):
+    def start_script(
+        name: str, *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None
+    ) -> Started:
         command = [str(PROJECT / "scripts" / f"{name}.py"), *arguments]
-        files = {stream: str(tmp_path / f".script.{stream}") for stream in ("stdout", "stderr")}
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-        order = {"command": command, "cwd": str(cwd or tmp_path), "environment": variables, "timeout": 120, **files}
-        print(json.dumps(order), file=forker.stdin, flush=True)
-        code = int(forker.stdout.readline())
-        output, errors = (Path(file).read_text(encoding="utf-8") for file in files.values())
-        return subprocess.CompletedProcess(command, code, output, errors)
+        running.append(Started(forker, command, cwd or tmp_path, environment or {}, tmp_path))
+        return running[-1]
 
-    return run_script
+    yield start_script
+    for process in running:
+        process.kill()
+
+
+@pytest.fixture
+def script(start, outputs):
+    """script("train", "model=mlp", …) -> the finished process of scripts/train.py."""
+    return lambda *words, **settings: start(*words, **settings).wait()
 
 
 @pytest.fixture

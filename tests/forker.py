@@ -1,7 +1,7 @@
 """Runs scripts as a user starts them, each in a process of its own, forked where torch has been imported already.
 
-Orders come as lines of JSON on standard input, exit codes go out on standard output. A script's own start takes a few
-seconds of a processor, and the suite starts a hundred of them.
+Orders come as lines of JSON on standard input: to start a script, answered by its process id, and to wait for one, answered
+by its exit code. A script's own start takes a few seconds of a processor, and the suite starts a hundred of them.
 """
 
 import atexit
@@ -42,10 +42,25 @@ def run(order: dict) -> int:
     return 0
 
 
+def wait(pid: int, timeout: int) -> int | None:
+    """The exit code; None if it has not ended and the timeout is 0, else it is killed after so many seconds."""
+    if timeout == 0:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if ended else None
+    signal.signal(signal.SIGALRM, lambda *_: os.killpg(pid, signal.SIGKILL))
+    signal.alarm(timeout)
+    _, status = os.waitpid(pid, 0)
+    signal.alarm(0)
+    return os.waitstatus_to_exitcode(status)
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
         order = json.loads(line)
+        if "pid" in order:
+            print(json.dumps(wait(order["pid"], order["timeout"])), flush=True)
+            continue
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,11 +69,7 @@ def main() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-        signal.signal(signal.SIGALRM, lambda *_, pid=pid: os.killpg(pid, signal.SIGKILL))
-        signal.alarm(order["timeout"])
-        _, status = os.waitpid(pid, 0)
-        signal.alarm(0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(pid, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Started
 
 from quartet.commands.evaluate import evaluate
 from quartet.run import Run
 
-PROJECT = Path(__file__).parents[1]
 SMALL = "model=transformer optimizer=muon model.d_model=32 model.n_layers=2 model.n_heads=2 model.d_ff=64 "
 SMALL += "model.dropout=0 model.token_dropout=0 data=stdlib_topics data.context_length=48 data.tokenizer=byte "
 SMALL += "trainer.accelerator=cpu trainer.max_epochs=-1 trainer.max_steps=24 trainer.val_check_interval=12 "
@@ -26,28 +24,10 @@ TABLE = (
 )
 
 
-@pytest.fixture
-def start(tmp_path, outputs):
-    """start("model=mlp …") -> a process of scripts/train.py."""
-
-    def start(settings: str, *more: str, **environment: str) -> subprocess.Popen:
-        command = [sys.executable, str(PROJECT / "scripts" / "train.py"), *settings.split(), *more]
-        return subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        )
-
-    return start
-
-
-def finish(process: subprocess.Popen) -> tuple[str, str]:
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    return output, errors
+def finish(process: Started) -> str:
+    ended = process.wait(200)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def losses(run: Run) -> list[float]:
@@ -73,7 +53,8 @@ def test_two_workers_with_n_samples_are_one_process_with_2n_sharded_or_not(start
     }
     runs = {}
     for name, words in settings.items():
-        output, _ = finish(start(f"{SMALL} {words}", f"run.dir={tmp_path / name}", **without))
+        words = [*SMALL.split(), *words.split(), f"run.dir={tmp_path / name}"]
+        output = finish(start("train", *words, environment=without))
         runs[name] = Run(tmp_path / name)
         assert ("workers: 2; a step takes 16 samples" in output) == (name != "one")
     for name in ("ddp", "fsdp"):
@@ -94,7 +75,7 @@ def test_a_sweep_of_workers_one_of_which_is_killed(start, outputs):
     Both jobs have the same learning rate, and only the first one is disturbed.
     """
     sweep = ["-m", "trainer=ddp", "optimizer.lr=1e-3,0.001", "sweep.report=false", *TABLE.split()]
-    process = start("", *sweep, f"hydra.sweep.dir={outputs / 'sweep'}")
+    process = start("train", *sweep, f"hydra.sweep.dir={outputs / 'sweep'}")
     checkpoint = outputs / "sweep" / "0" / "checkpoints" / "last.ckpt"
     killed = kill_worker_once(checkpoint, process)
     finish(process)
@@ -109,7 +90,7 @@ def test_a_sweep_of_workers_one_of_which_is_killed(start, outputs):
         assert torch.equal(states[0]["state_dict"][name], value), name
 
 
-def kill_worker_once(checkpoint: Path, process: subprocess.Popen) -> int:
+def kill_worker_once(checkpoint: Path, process: Started) -> int:
     """SIGKILL to worker 1 of the run as soon as it has a checkpoint."""
     deadline = time.monotonic() + 150
     while not checkpoint.is_file():
@@ -130,12 +111,12 @@ def kill_worker_once(checkpoint: Path, process: subprocess.Popen) -> int:
 
 def test_workers_save_when_the_command_is_interrupted(start, tmp_path):
     settings = TABLE.replace("max_epochs=4", "max_epochs=400") + " trainer=ddp"
-    process = start(settings, f"run.dir={tmp_path / 'run'}")
+    process = start("train", *settings.split(), f"run.dir={tmp_path / 'run'}")
     run, deadline = Run(tmp_path / "run"), time.monotonic() + 150
     while run.last_checkpoint is None and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
-    assert "scripts/train.py resume=" in errors and "Traceback" not in errors
+    os.kill(process.pid, signal.SIGTERM)
+    ended = process.wait(60)
+    assert ended.returncode == 143, ended.stderr
+    assert "scripts/train.py resume=" in ended.stderr and "Traceback" not in ended.stderr
     assert run.status == "interrupted"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, Started, fork_server
 
 from quartet.run import Run
 
@@ -163,13 +160,16 @@ def project(tmp_path):
     return tmp_path
 
 
-def test_a_run_is_made_of_all_of_them(project, outputs):
+@pytest.fixture
+def server(project):
+    with fork_server(project) as process:
+        yield process
+
+
+def test_a_run_is_made_of_all_of_them(project, server, outputs):
     def script(name: str, *words: str) -> str:
-        variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project / "src"), str(project)])}
-        process = subprocess.run(
-            [sys.executable, str(project / "scripts" / f"{name}.py"), *words],
-            env=variables, cwd=project, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        command = [str(project / "scripts" / f"{name}.py"), *words]
+        process = Started(server, command, project, {}, project).wait()
         assert process.returncode == 0, process.stderr
         return process.stdout
 

@@ -7,7 +7,6 @@ import os
 import re
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -194,22 +193,20 @@ TINY = [
 ]
 
 
-def test_an_interrupted_command_says_how_to_go_on_and_going_on_gives_the_same(script, outputs, tmp_path):
+def test_an_interrupted_command_says_how_to_go_on_and_going_on_gives_the_same(start, script, tmp_path):
     settings = [*TINY, "trainer.max_epochs=40", "callbacks.checkpoint.every_n_steps=5"]
     undisturbed = tmp_path / "undisturbed"
     assert script("train", *settings, f"run.dir={undisturbed}").returncode == 0
-    command = [sys.executable, str(PROJECT / "scripts" / "train.py"), *settings, f"run.dir={tmp_path / 'run'}"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    process = start("train", *settings, f"run.dir={tmp_path / 'run'}")
     run = Run(tmp_path / "run")
     deadline = time.monotonic() + 100
     while run.last_checkpoint is None and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143 and run.status == "interrupted", errors
-    assert re.search(f"interrupted by SIGTERM; .*python.* \\S*scripts/train.py resume={run.directory}", errors)
+    os.kill(process.pid, signal.SIGTERM)
+    ended = process.wait(60)
+    errors = ended.stderr
+    assert ended.returncode == 143 and run.status == "interrupted", errors
+    assert re.search(r"interrupted by SIGTERM; .*python.* \S*scripts/train.py resume=run$", errors, re.M)
     assert "Traceback" not in errors
     resumed = script("train", f"resume={run.directory}")
     assert resumed.returncode == 0 and "resuming from its last checkpoint" in resumed.stdout, resumed.stderr

@@ -9,8 +9,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -137,26 +135,17 @@ def test_failure_is_recorded_and_not_called_complete(short_run, outputs, monkeyp
     assert "ZeroDivisionError" in (directory / "error.txt").read_text(encoding="utf-8")
 
 
-def test_ctrl_c_marks_the_run_as_interrupted(outputs):
+def test_ctrl_c_marks_the_run_as_interrupted(start, outputs):
     """Exit code 130, checkpoints kept, no traceback, nothing that looks finished."""
-    script = Path(__file__).parents[1] / "scripts" / "train.py"
-    command = [sys.executable, str(script), "model=mlp", "trainer.max_epochs=100000", "callbacks.figures=null"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell's background job ignores SIGINT, and its children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = start("train", "model=mlp", "trainer.max_epochs=100000", "callbacks.figures=null")
     deadline = time.monotonic() + 100
     while not list(outputs.rglob("last.ckpt")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    os.kill(process.pid, signal.SIGINT)
+    ended = process.wait(60)
     (result,) = outputs.rglob("result.json")
     assert json.loads(result.read_text())["status"] == "interrupted"
-    assert process.returncode == 130 and "Traceback" not in errors
+    assert ended.returncode == 130 and "Traceback" not in ended.stderr
     assert list(outputs.rglob("best.ckpt"))
 
 

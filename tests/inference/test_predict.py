@@ -21,6 +21,7 @@ from quartet import build
 from quartet.commands.evaluate import report
 from quartet.commands.predict import predict
 from quartet.inference.ensemble import open_model
+from quartet.inference.model import Model
 from quartet.run import Run
 
 FAMILIES = ("table", "regression", "images", "rnn_classifier", "transformer_classifier")
@@ -312,6 +313,24 @@ def test_memory_and_batches_do_not_change_predictions(small_runs, predicted, mon
     rows, said = predicted(trained.directory, trained.test_data, batch_size=3)
     assert rows.row.tolist() == expected.row.tolist() and said_metrics(said)
     np.testing.assert_allclose(rows["p(high)"], expected["p(high)"], atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["table", "transformer_classifier"])
+def test_threads_do_not_change_predictions(small_runs, family):
+    model = open_model(Run(small_runs(family).directory)).load(batch_size=7)
+    assert isinstance(model, Model)
+    values = next(iter(model.data.examples(small_runs(family).test_data))).values
+    inputs, before = model.encode(values), torch.get_num_threads()
+    try:
+        found = []
+        for n_threads in (1, 3):
+            torch.set_num_threads(n_threads)
+            found.append(model.predict(inputs))
+            assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(found[0]) > 14
+    np.testing.assert_allclose(*found, atol=1e-6)
 
 
 # evaluation

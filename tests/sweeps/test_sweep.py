@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -387,26 +385,20 @@ SMALL = "model=mlp model.hidden=[16] trainer.max_epochs=6 callbacks.figures=null
 SPACE = ["optimizer.lr=tag(log,interval(1e-4,1))", "model.dropout=choice(0,0.1)"]
 
 
-def start(*words: str) -> subprocess.Popen:
-    command = [sys.executable, str(PROJECT / "scripts" / "train.py"), "-m", *SMALL.split(), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def test_a_killed_sweep_of_real_runs_goes_on_and_touches_nothing_that_was_finished(outputs):
+def test_a_killed_sweep_of_real_runs_goes_on_and_touches_nothing_that_was_finished(start, outputs):
     """The long version is benchmarks/sweep_resume.py."""
     words = [*SPACE, "sweep=successive_halving", "sweep.n_trials=8", "sweep.report=false"]
-    process = start(*words, f"hydra.sweep.dir={outputs / 'sweeps' / 'a'}")
+    process = start("train", "-m", *SMALL.split(), *words, f"hydra.sweep.dir={outputs / 'sweeps' / 'a'}")
     deadline = time.monotonic() + 60
     while len(list(outputs.glob("sweeps/a/*/result.json"))) < 2:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
     ended = [path for path in outputs.glob("sweeps/a/*/result.json") if Run(path.parent).status != "interrupted"]
     finished = {path: path.stat().st_mtime_ns for path in ended}
-    again = start("sweep.resume=latest")
-    output, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, output
+    again = start("train", "-m", *SMALL.split(), "sweep.resume=latest").wait()
+    assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     directory = outputs / "sweeps" / "a"
     assert sorted(int(path.name) for path in directory.glob("[0-9]*")) == list(range(8))
@@ -432,12 +424,12 @@ def hparams(run: Path) -> dict[str, Any]:
     return dict(HParamsPluginData.FromString(content).session_start_info.hparams)
 
 
-def test_runs_of_several_workers_are_pruned_together(outputs):
+def test_runs_of_several_workers_are_pruned_together(start, outputs):
     """All workers of a trial have the same settings, the first one asks, all stop."""
     words = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "optimizer.lr=1e-2,1e-6"]
-    process = start(*words, "sweep.pruner=asha", "sweep.report=false", "hydra.launcher.workers=1")
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
+    words += ["sweep.pruner=asha", "sweep.report=false", "hydra.launcher.workers=1"]
+    process = start("train", "-m", *SMALL.split(), *words).wait(180)
+    assert process.returncode == 0, process.stderr
     results = [json.loads(path.read_text()) for path in outputs.glob("sweeps/*/*/result.json")]
     assert sorted(r["status"] for r in results) == ["completed", "pruned"]
     assert min(result["steps"] for result in results) < max(result["steps"] for result in results)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,17 +20,18 @@ from quartet.inference.ensemble import Loaded, open_model
 from quartet.inference.outputs import Write, check_output, writer
 from quartet.run import Run
 from quartet.say import printable, say
-from quartet.signatures import PositiveInt, Rule, wrong_settings
+from quartet.signatures import Rule, wrong_settings
 
 SETTINGS: dict[str, Any] = {
     "input": Annotated[str, Rule('a file, a folder, a glob, "some text", or - for standard input', bool)],
     "on_error": Literal["stop", "skip"],
     "top_k": OptionalPositiveInt,
-    "batch_size": PositiveInt,
+    "batch_size": OptionalPositiveInt,
 }
 MEASURED = 500_000  # examples with a target that are kept to measure them: tens of megabytes
 SAID = 10  # examples that were skipped and are named, each with its reason
 EVERY = 5.0  # seconds between lines of progress
+Item = TypeVar("Item")
 
 
 class Encoded(NamedTuple):
@@ -59,7 +60,7 @@ def predict(arguments: DictConfig) -> None:
 
 
 class Prediction:
-    """One pass over the input: a thread reads and encodes, this one computes and writes."""
+    """One pass over the input: a thread reads and encodes, one computes, and this one writes."""
 
     def __init__(self, model: Loaded, write: Write, on_error: str, top_k: int | None, live: bool):
         self.model, self.write, self.on_error = model, write, on_error
@@ -73,8 +74,9 @@ class Prediction:
     def run(self, source: str) -> None:
         started = shown = time.monotonic()
         with progress_line(self.live) as show:
-            for encoded in ahead(self.encoded(source)):
-                self.finish(encoded)
+            computed = ((examples, self.model.predict(inputs)) for examples, inputs in ahead(self.encoded(source)))
+            for examples, predicted in ahead(computed):
+                self.finish(examples, predicted)
                 if time.monotonic() - shown > (0.2 if self.live else EVERY):
                     shown = time.monotonic()
                     show(f"{self.n:,} examples  {self.n / (shown - started):,.0f}/s")
@@ -106,8 +108,7 @@ class Prediction:
         yield from self.attempt(examples.span(0, middle))
         yield from self.attempt(examples.span(middle, len(examples)))
 
-    def finish(self, encoded: Encoded) -> None:
-        examples, predicted = encoded.examples, self.model.predict(encoded.inputs)
+    def finish(self, examples: Examples, predicted: Any) -> None:
         self.n += len(examples)
         if isinstance(predicted, dict):  # of a language model
             return self.write(pa.table({examples.key: examples.ids, **predicted}))
@@ -180,7 +181,7 @@ def progress_line(live: bool) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"predicting  {text}")
 
 
-def ahead(items: Iterator[Encoded]) -> Iterator[Encoded]:
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
     """The items, the next one made by a thread while one is used."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, items, None)

@@ -62,7 +62,7 @@ def read_csv(path: str, text: str, how: Format, notes: list[str]) -> tuple[pa.Ta
         even = [s for s, n_cells in counts.items() if len({*n_cells}) == 1 and n_cells[0] > 1]
         separator = even[0] if even else max((",", ";", "\t", "|"), key=lambda s: max(counts[s][:1], default=0))
     # 4. the header
-    rows = _first_rows(text, separator, how) or [[""]]
+    rows = _first_rows(text, separator, how, N_FIRST if how.header is None else 1) or [[""]]
     header = how.header
     if header is None:
         header = is_header(rows, how)
@@ -83,7 +83,7 @@ def read_csv(path: str, text: str, how: Format, notes: list[str]) -> tuple[pa.Ta
             read_options=arrow_csv.ReadOptions(
                 block_size=BLOCK, column_names=numbered, skip_rows=reader.line_num if header else 0
             ),
-            parse_options=arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True, quote_char=quote),
+            parse_options=arrow_csv.ParseOptions(delimiter=separator, newlines_in_values='"' in text, quote_char=quote),
             convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(numbered, pa.string())),
         )
     except pa.ArrowMemoryError:

@@ -204,7 +204,8 @@ def as_records(
     notes = [] if notes is None else notes
     # 1. text; blank cells are missing
     texts = [column.cast(pa.string()) for column in table.columns]
-    columns = [pc.if_else(pc.equal(pc.utf8_trim_whitespace(text), ""), None, text) for text in texts]
+    blank = [pc.equal(pc.utf8_trim_whitespace(text), "") for text in texts]
+    columns = [pc.if_else(b, None, text) if pc.any(b).as_py() else text for b, text in zip(blank, texts, strict=True)]
     # 2. without what spreadsheets leave: blank columns without a name, blank rows
     names = [name.strip() for name in table.column_names]
     n_rows = table.num_rows
@@ -227,7 +228,7 @@ def as_records(
     first = 1 + (block.n_rows if block else 0)
     if block:
         block.n_rows += n_rows
-    files = np.full(len(numbers), os.path.basename(path), dtype=object)
+    files = np.broadcast_to(np.array(os.path.basename(path), dtype=object), len(numbers))  # takes no memory
     return Records(path, cells, numbers + first, files, None, header, separator, notes=notes)
 
 

@@ -26,7 +26,7 @@ from quartet.data.records import (
     read_text,
 )
 
-STREAMED = 1 << 23  # bytes that are read at a time: bounds the memory
+STREAMED = 1 << 22  # bytes that are read at a time: bounds the memory
 PARQUET_ROWS = 1 << 16  # rows of Parquet that are read at a time
 
 

@@ -130,7 +130,7 @@ class Single:
     def predict_part(self, part: str, data_path: str | None = None) -> Predicted:
         return predict_part(self.members[0], part, data_path)
 
-    def load(self, batch_size: int) -> Loaded:
+    def load(self, batch_size: int | None) -> Loaded:
         run = self.members[0]
         return (LanguageModel if is_language_model(run.config) else Model)(run, batch_size)
 
@@ -165,14 +165,14 @@ class Ensemble:
         predicted = [predict_part(member, part, data_path) for member in self.members]
         return combined(predicted, self.combination)
 
-    def load(self, batch_size: int) -> Loaded:
+    def load(self, batch_size: int | None) -> Loaded:
         return LoadedEnsemble(self, batch_size)
 
 
 class LoadedEnsemble:
     """Its members in memory. Each reads an example in its own way, as it did in training."""
 
-    def __init__(self, ensemble: Ensemble, batch_size: int):
+    def __init__(self, ensemble: Ensemble, batch_size: int | None):
         self.models = [Model(member, batch_size) for member in ensemble.members]
         self.combination, self.calibration = ensemble.combination, read_calibration(ensemble.run)
         self.data, self.task, self.classes = self.models[0].data, self.models[0].task, self.models[0].classes

@@ -88,7 +88,7 @@ class LanguageModel:
     classes: tuple[str, ...] = ()
     calibration = Calibration()
 
-    def __init__(self, run: Run, batch_size: int):
+    def __init__(self, run: Run, batch_size: int | None):
         self.task, self.data = load_task(run)
 
     def encode(self, examples: Any) -> list[str]:

@@ -92,12 +92,16 @@ def as_text(values: Any, missing: Iterable[str] = ()) -> Text:
 
 def without(text: Text, words: Iterable[str] = MISSING) -> Text:
     """Null for these words: by default those that mean "no value" among numbers, dates and booleans."""
-    return pc.if_else(pc.is_in(text, pa.array(list(words), pa.string())), pa.scalar(None, pa.string()), text)
+    found = pc.is_in(text, pa.array(list(words), pa.string()))
+    return pc.if_else(found, pa.scalar(None, pa.string()), text) if pc.any(found).as_py() else text
 
 
 def labels(text: Text) -> np.ndarray:
     """Names of categories (M,), None if missing: 1.0 is 1, as it is in a column of whole numbers without gaps."""
-    return pc.replace_substring_regex(text, r"^(-?(?:0|[1-9][0-9]*))\.0+$", r"\1").to_numpy(zero_copy_only=False)
+    # each distinct name is made once
+    encoded = (text.combine_chunks() if isinstance(text, pa.ChunkedArray) else text).dictionary_encode()
+    names = pc.replace_substring_regex(encoded.dictionary, r"^(-?(?:0|[1-9][0-9]*))\.0+$", r"\1").to_pylist()
+    return np.array([*names, None], dtype=object)[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
 
 
 # numbers and dates: values (M,), NaN if there is none, and which rows (M,) hold something else

@@ -134,6 +134,8 @@ class Tabular(DataModule):
     Subclasses say where the rows come from (`read`).
     """
 
+    inference_batch_size = 4096  # a row takes little memory, and small batches are mostly overhead
+
     def __init__(self, *, scaling: str, **common: Any):
         super().__init__(**common)
         if scaling not in SCALINGS:
@@ -306,7 +308,7 @@ class Tabular(DataModule):
             numbers[:, j] = scale(numeric[fitted["column"]], fitted)
         for j, fitted in enumerate(self.categorical):
             # -1 for what training has not seen, and for None: slot 0
-            values = np.asarray(categorical[fitted["column"]], dtype=object)
+            values = pd.Index(categorical[fitted["column"]], dtype=object)  # else pandas looks for a better type
             slots[:, j] = 1 + self._places[j].get_indexer(values)
         return {"numeric": torch.from_numpy(numbers), "categorical": torch.from_numpy(slots)}
 
