@@ -340,21 +340,32 @@ def outputs(root: str | Path) -> Path:
     return Path(os.environ.get("QUARTET_OUTPUTS") or PROJECT / Path(root).expanduser()).expanduser().absolute()
 
 
-def sweep_command(where: str) -> tuple[Path, list[str]]:
-    """The directory of a sweep, or of the newest one if `where` is "latest", and the arguments that began it.
+def find_sweep(where: str, key: str = "sweep", *, planned: bool = False) -> Path:
+    """The directory of a sweep, or of the newest one if `where` is "latest"; FileNotFoundError if there is none.
 
-    Raises FileNotFoundError if there is none.
+    `planned`: one that says in `sweep.json` how it goes on; older ones are known by their runs 0, 1, …
     """
+    root = outputs("outputs") / "sweeps"
+    places = [*root.glob("*")] if where == "latest" else [Path(where).expanduser().absolute(), PROJECT / where]
+    markers = {}
+    for place in places:
+        if (place / "sweep.json").is_file():
+            markers[place] = place / "sweep.json"
+        elif not planned and any(path.is_dir() for path in place.glob("*") if path.name.isdecimal()):
+            markers[place] = place
+    if markers:
+        newest = max(markers, key=lambda place: markers[place].stat().st_mtime_ns)
+        return newest if where == "latest" else next(iter(markers))
     if where == "latest":
-        found = [path.parent for path in (outputs("outputs") / "sweeps").glob("*/sweep.json")]
-        if not found:
-            raise FileNotFoundError(f"no sweep below {outputs('outputs') / 'sweeps'}; start one with -m")
-        directory = max(found, key=lambda path: (path / "sweep.json").stat().st_mtime_ns)
-    else:
-        places = (Path(where).expanduser().absolute(), PROJECT / where)
-        directory = next((place for place in places if (place / "sweep.json").is_file()), None)
-        if directory is None:
-            raise FileNotFoundError(f"{where} is not a sweep (no sweep.json in it); try sweep.resume=latest")
+        start = command("train", "-m", "optimizer.lr=1e-3,3e-3")
+        raise FileNotFoundError(f"no sweep below {root}; start one with: {start}")
+    signs = "no sweep.json in it" if planned else "neither sweep.json nor runs 0, 1, … in it"
+    raise FileNotFoundError(f"{key}={where} is not a sweep ({signs}); try {key}=latest")
+
+
+def sweep_command(where: str) -> tuple[Path, list[str]]:
+    """The directory of a sweep and the arguments that began it; FileNotFoundError if there is none."""
+    directory = find_sweep(where, "sweep.resume", planned=True)
     words = Run(directory).read("sweep.json").get("command")
     if not isinstance(words, list):
         raise ValueError(f"{directory / 'sweep.json'} is damaged (no command in it); start another sweep")

@@ -22,6 +22,11 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def elapsed(seconds: float) -> str:
+    """12.3 s, or from a minute on 1:40."""
+    return f"{seconds:.1f} s" if round(seconds) < 60 else duration(seconds)
+
+
 def printable(text: str, keep: str = "") -> str:
     """Text from a file as a terminal may show it: characters that steer it are written out, such as \\x1b, but for `keep`.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -140,7 +140,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return ", ".join(get_close_matches(name, known, n=4, cutoff=0.3) or known)
 
 
-def wrong_settings(kinds: dict[str, Any], values: dict[str, Any], prefix: str = "") -> list[str]:
+def wrong_settings(kinds: dict[str, Any], values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What is wrong with the settings of a command, a line for each: `kinds` are their annotations."""
     return [
         f"{prefix}{key} must be {words(kind)}, not {values[key]!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,9 +89,9 @@ def judge(predicted: Predicted, names: list[str], resamples: int) -> dict[str, A
         columns = {"class": np.array(classes, dtype=object)[target], **columns}
     parts, gaps = slices(columns, prediction, target)
     judged["slices"] = [vars(one) for one in parts]
+    score = "accuracy" if classes else "mean absolute error"
     judged["gaps"] = [
-        {"column": gap.column, "size": gap.size, "apart": gap.apart, "worst": vars(gap.worst), "best": vars(gap.best)}
-        for gap in gaps
+        {**asdict(gap), "size": gap.size, "apart": gap.apart, "sentence": gap.sentence(score)} for gap in gaps
     ]
     # 3. the worst mistakes
     worst = mistakes(prediction, target)

@@ -45,6 +45,12 @@ class Gap:
         first, second = sorted((self.best, self.worst), key=lambda one: one.score)
         return first.high < second.low
 
+    def sentence(self, score: str) -> str:
+        """Which slice is worse than which, and whether that may be chance."""
+        sure = "their intervals do not overlap" if self.apart else "their intervals overlap: it may be chance"
+        shown = (f"{one.score:.3g} for {one.value} (n = {one.n})" for one in (self.worst, self.best))
+        return f"{self.column}: {score} {' and '.join(shown)}; {sure}"
+
 
 def groups(values: Array) -> Array:
     """A name of a slice for each value (N,): quarters of numbers, frequent values, "other" and "(missing)"."""

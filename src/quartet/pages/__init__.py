@@ -6,16 +6,28 @@ run directories, by relative links.
 
 from __future__ import annotations
 
+import base64
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader
 from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( ±.*| %| s| h| min| GiB| to .*| of \d+| \[.*\]|)$|< 0.\d+$|\[.*\]$|–$|$")
+from quartet import lettering
+from quartet.files import written
+from quartet.say import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUMBER = re.compile(r"[-+]?[\d.,:]+(e[-+]?\d+)?( ±.*| %| s| GiB| to .*| of \d+| \[.*\]|)$|< 0.\d+$|\[.*\]$|–$|$")
 
 
 def render(format: str, package: str, **content: Any) -> str:
@@ -33,6 +45,19 @@ def render(format: str, package: str, **content: Any) -> str:
     )
     environment.filters.update(digits=digits, quote=quote, fence=fence)
     return environment.get_template(f"page.{format}.j2").render(content, sections="sections.j2")
+
+
+def write_pages(stem: Path, package: str, **content: Any) -> None:
+    """`<stem>.md` and `<stem>.html`; each takes the place of its predecessor at once, so that nobody reads half a page."""
+    for format in ("md", "html"):
+        with written(stem.with_name(f"{stem.name}.{format}")) as file:
+            file.write(render(format, package, **content).encode("utf-8", "replace"))
+
+
+def embedded(figure: Figure, path: Path) -> dict[str, str]:
+    """A figure as the templates take it: a file beside the Markdown page, and data inside the HTML page."""
+    lettering.save(figure, path)
+    return {"path": f"figures/{path.name}", "data": base64.b64encode(path.read_bytes()).decode()}
 
 
 def markdown(value: Any) -> Markup:
@@ -60,6 +85,18 @@ def table(
     columns = zip(*rows, strict=True) if rows else ((),) * len(header)
     numeric = [all(isinstance(cell, str) and NUMBER.match(cell) for cell in column) for column in columns]
     return {"header": header, "rows": rows, "numeric": numeric, "rest": rest}
+
+
+def show(content: dict[str, Any]) -> None:
+    """A table on a terminal, as it is on the page: as wide as it needs, with columns of numbers on the right."""
+    shown = Table(box=None, padding=(0, 0, 0, 2))
+    for name, numeric in zip(content["header"], content["numeric"], strict=True):
+        shown.add_column(Text(printable(name)), justify="right" if numeric else "left", no_wrap=True)
+    for row in content["rows"]:
+        shown.add_row(*(Text(printable(cell)) for cell in row))
+    Console(highlight=False, width=1000).print(shown)
+    if content["rest"]:
+        print(f"  {content['rest'].removeprefix('; ')}")
 
 
 def digits(value: float) -> str:

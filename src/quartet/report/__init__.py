@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quartet.run import Run, outputs
+from quartet.run import Run, find_sweep, outputs
 from quartet.typed import EVERYWHERE, command
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ def report_runs(pattern: str, output: Path, *, test_winner: bool = False) -> Rep
 
 def report(sweep: str, runs: str | None, output: str | None, test_winner: bool) -> Report:
     """The command scripts/report.py."""
-    from quartet.report.runs import find_sweep
-
     if runs is None:
         if output is not None:
             raise ValueError(f"output={output} goes with runs=<glob>; the report of a sweep is written into the sweep")

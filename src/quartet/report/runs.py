@@ -15,7 +15,7 @@ import pandas as pd
 
 from quartet.files import RESULT_COUNTS, read_metrics
 from quartet.run import DEBUG, PROJECT, Run, outputs
-from quartet.typed import command, repeated
+from quartet.typed import repeated
 
 STATUSES = ("completed", "pruned", "interrupted", "failed", "unfinished", "missing", "damaged")
 RUN_FILES = ("config.yaml", "trial.json", "result.json", "error.txt")  # one of them makes a directory a run
@@ -25,28 +25,6 @@ FACTS = (
 )
 Frame: TypeAlias = Any  # a pandas DataFrame or Series; their annotations are too wide to check anything
 LONGEST_REASON = 300  # characters of an error message that are shown
-
-
-def find_sweep(where: str) -> Path:
-    """The directory of a sweep, or of the newest one if `where` is "latest"; FileNotFoundError if there is none."""
-    root = outputs("outputs") / "sweeps"
-    places = [*root.glob("*")] if where == "latest" else [Path(where).expanduser().absolute(), PROJECT / where]
-    # one from before sweep.json is known by its runs 0, 1, …
-    markers = {}
-    for place in places:
-        if (place / "sweep.json").is_file():
-            markers[place] = place / "sweep.json"
-        elif any(path.is_dir() for path in place.glob("*") if path.name.isdecimal()):
-            markers[place] = place
-    if markers:
-        newest = max(markers, key=lambda place: markers[place].stat().st_mtime_ns)
-        return newest if where == "latest" else next(iter(markers))
-    if where == "latest":
-        start = command("train", "-m", "optimizer.lr=1e-3,3e-3")
-        raise FileNotFoundError(f"no sweep below {root}; start one with: {start}")
-    raise FileNotFoundError(
-        f"sweep={where} is not a sweep (neither sweep.json nor runs 0, 1, … in it); try sweep=latest"
-    )
 
 
 def sweep_runs(directory: Path) -> list[Path]:

@@ -24,7 +24,8 @@ from omegaconf import DictConfig, ListConfig
 
 from quartet.config import OptionalPositiveFloat, OptionalPositiveInt
 from quartet.engine.elastic import inherited
-from quartet.signatures import NonNegativeInt, accepts, words
+from quartet.say import elapsed
+from quartet.signatures import NonNegativeInt, wrong_settings
 from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome
 from quartet.system.cores import n_cores
 from quartet.system.signals import SIGNALS, Interrupted, stoppable
@@ -184,19 +185,14 @@ class Pool:
         if status == "killed" and stopping:
             status, message = "stopped", "stopped with the sweep"
         elif status == "killed" and attempt.kill_at is not None:
-            status, message = "timeout", f"stopped at its time limit of {in_words(self.timeout_seconds or 0)}"
+            status, message = "timeout", f"stopped at its time limit of {elapsed(self.timeout_seconds or 0)}"
         seconds = time.monotonic() - attempt.first_begun
         return JobResult(attempt.job, status, message, seconds, attempt.number, attempt.log)
 
 
 def make_pool(settings: Mapping[str, Any], config: DictConfig) -> Pool:
     """ValueError with a line for each mistake in `settings` (those of conf/hydra/launcher/local.yaml)."""
-    problems = [
-        f"hydra.launcher.{name} must be {words(hint)}, not {settings[name]!r}"
-        for name, hint in SETTINGS.items()
-        if not accepts(hint, settings[name])
-    ]
-    if problems:
+    if problems := wrong_settings(SETTINGS, settings, "hydra.launcher."):
         raise ValueError("\n".join(problems))
     trainer, minutes = config.get("trainer") or {}, settings["timeout_minutes"]
     slots = make_slots(settings["workers"], trainer)
@@ -249,10 +245,6 @@ def visible_gpus() -> list[str]:
         # installed without a driver
         return []
     return [str(i) for i, _ in enumerate(re.findall("^GPU ", listed.stdout, re.M))]
-
-
-def in_words(seconds: float) -> str:
-    return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"
 
 
 def log_tail(log: Path, n: int) -> list[str]:

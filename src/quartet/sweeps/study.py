@@ -92,14 +92,6 @@ class Study:
         return best.number if best else None
 
 
-def reporter(run: Path) -> Reporter | None:
-    """For the run directory of a sweep's job; None if the run has been taken out of its sweep."""
-    note = run / "trial.json"
-    if not (run.parent / JOURNAL).is_file() or not note.is_file():
-        return None
-    return Reporter(run.parent, int(json.loads(note.read_text(encoding="utf-8"))["number"]))
-
-
 class Reporter:
     """What a run tells the study while it trains, and whether it should end."""
 
@@ -156,14 +148,13 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
 
     # 2. what stops hopeless runs
     least, factor = plan.min_validations, plan.reduction_factor
-    pruner: Any = pruners.NopPruner()
-    if plan.pruner == "asha":
-        pruner = pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor)
-    elif plan.pruner == "hyperband":
-        pruner = pruners.HyperbandPruner(min_resource=least, reduction_factor=factor)
-    elif plan.pruner == "median":
+    make_pruner: dict[str | None, Any] = {
+        "asha": lambda: pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor),
+        "hyperband": lambda: pruners.HyperbandPruner(min_resource=least, reduction_factor=factor),
         # a median of fewer than five says little
-        pruner = pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least)
+        "median": lambda: pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least),
+    }
+    pruner = make_pruner.get(plan.pruner, pruners.NopPruner)()
     if not create:
         return optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
 
@@ -174,17 +165,17 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
     )
     # a sweep that resumes draws anew and not the same again; a prime, so that neighbouring seeds do not meet
     seed = plan.seed + 1009 * len(study.get_trials(deepcopy=False))
-    if plan.sampler == "tpe":
-        study.sampler = samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
-    elif plan.sampler == "gp":
-        study.sampler = samplers.GPSampler(seed=seed)
-    elif plan.sampler == "cma_es":
-        study.sampler = safe_cma_es()(seed=seed)
-    elif plan.sampler == "qmc":
-        # it keeps its place in the study
-        study.sampler = samplers.QMCSampler(scramble=True, seed=plan.seed)
-    else:
-        study.sampler = samplers.RandomSampler(seed=seed)
+    make_sampler: dict[str, Any] = {
+        "tpe": lambda: samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed),
+        "gp": lambda: samplers.GPSampler(seed=seed),
+        "cma_es": lambda: safe_cma_es()(seed=seed),
+        # it keeps its place in the study, so its seed stays
+        "qmc": lambda: samplers.QMCSampler(scramble=True, seed=plan.seed),
+        "random": lambda: samplers.RandomSampler(seed=seed),
+        # all points of a grid are enqueued, nothing is sampled
+        "grid": lambda: samplers.RandomSampler(seed=seed),
+    }
+    study.sampler = make_sampler[plan.sampler]()
     return study
 
 
