@@ -229,6 +229,17 @@ def locate(
     raise ValueError(f"{refused}{reason if users else 'nothing of that name belongs there'}")
 
 
+def _locate_all(
+    node: dict[str, Any], group: str, kinds: tuple[type, ...], among: set[str] | None = None
+) -> Callable[..., Any]:
+    """The target of a node; ValueError unless it and those of the parts within it may be used."""
+    target = locate(node["_target_"], group, kinds, among)
+    for value in node.values():
+        for inner in trust.targets(value):
+            locate(inner, None, (), among)
+    return target
+
+
 def is_users(target: Any) -> bool:
     """Whether a `_target_` names a package of the user's own."""
     return str(target).split(".")[0] not in trust.KNOWN
@@ -241,15 +252,6 @@ def nodes(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((f"{group}.{name}", node) for name, node in config[group].items() if node is not None)
 
 
-def nested_targets(node: Any) -> Iterator[Any]:
-    """The `_target_` of each part within a part, at whatever depth."""
-    for value in node.values() if isinstance(node, dict) else node:
-        if isinstance(value, dict) and "_target_" in value:
-            yield value["_target_"]
-        if isinstance(value, dict | list):
-            yield from nested_targets(value)
-
-
 def arguments_of(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in HYDRA_KEYS}
 
@@ -259,9 +261,7 @@ def instantiate(node: dict[str, Any], group: str, kinds: tuple[type, ...], *args
 
     Raises ValueError for a target that is not allowed, and for a fact that the config gives too: a size has one source.
     """
-    target = locate(node["_target_"], group, kinds)
-    for inner in nested_targets(node):
-        locate(inner, None, ())
+    target = _locate_all(node, group, kinds)
     both = sorted(arguments_of(node).keys() & facts.keys())
     if both:
         source = "is set by Quartet" if group == "trainer" else "comes from the data"
@@ -308,9 +308,7 @@ def check_pairing(config: DictConfig) -> None:
 def _node_problems(config: dict[str, Any], kinds: dict[str, tuple[type, ...]], among: set[str] | None) -> Iterator[str]:
     for key, node in nodes(config):
         group = key.split(".")[0]
-        target = locate(node["_target_"], group, kinds[group], among)
-        for inner in nested_targets(node):
-            locate(inner, None, (), among)
+        target = _locate_all(node, group, kinds[group], among)
         narrower = {name.removeprefix(f"{key}."): hint for name, hint in SETTINGS.items() if name.startswith(f"{key}.")}
         yield from problems(target, arguments_of(node), key, narrower)
         # code of a library writes where its arguments say, which knows nothing of runs; what it is derived from does not

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import yaml
 
@@ -22,7 +22,7 @@ RESULT_COUNTS = ("steps", "epochs", "seconds", "peak_memory_bytes", "parameters"
 
 
 @contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
+def written(path: Path) -> Iterator[BinaryIO]:
     """A file to write that replaces `path`, or the link there, atomically at the end."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

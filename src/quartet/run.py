@@ -142,20 +142,14 @@ class Run:
         `kind`: of what kind, in a word, and whether a config is of it. Raises FileNotFoundError if there is none,
         ValueError if a link in it leads elsewhere.
         """
-        if where == "latest":
-            word, fits = kind or ("run", None)
+        word, fits = kind or ("run", None)
 
-            def is_trained(run: Run) -> bool:
-                whole = any(run.checkpoints.glob("*.ckpt")) or (run.directory / ENSEMBLE).is_file()
-                return whole and run.status != "pruned" and (not fits or fits(run.config))
+        def is_trained(run: Run) -> bool:
+            whole = any(run.checkpoints.glob("*.ckpt")) or (run.directory / ENSEMBLE).is_file()
+            return whole and run.status != "pruned" and (not fits or fits(run.config))
 
-            missing = f"no trained {word} below {outputs(root)}; train one with: {command('train')}"
-            run = cls.newest(outputs(root), is_trained, missing)
-            print(printable(f"latest: {run}"), file=sys.stderr, flush=True)
-        else:
-            run = cls._at(where, "run")
-        refuse_links_out(run.directory, "run")
-        return run
+        missing = f"no trained {word} below {outputs(root)}; train one with: {command('train')}"
+        return cls._find("run", where, root, is_trained, missing)
 
     @classmethod
     def open_for_resume(cls, where: str, root: str | Path = "outputs") -> Run:
@@ -163,14 +157,9 @@ class Run:
 
         Raises ValueError if the run is completed.
         """
-        if where == "latest":
-            missing = f"no run below {outputs(root)} was interrupted or killed; "
-            missing += "name one that failed or was pruned with resume=<directory>"
-            run = cls.newest(outputs(root), lambda run: run.status in ("interrupted", "unfinished"), missing)
-            print(printable(f"latest: {run}"), file=sys.stderr, flush=True)
-        else:
-            run = cls._at(where, "resume")
-        refuse_links_out(run.directory, "run")
+        missing = f"no run below {outputs(root)} was interrupted or killed; "
+        missing += "name one that failed or was pruned with resume=<directory>"
+        run = cls._find("resume", where, root, lambda run: run.status in ("interrupted", "unfinished"), missing)
         if run.status == "completed":
             raise ValueError(
                 f"{run} is completed; its schedule ends where it did: to train longer, start a new run with "
@@ -179,11 +168,21 @@ class Run:
         return run
 
     @classmethod
-    def _at(cls, where: str, key: str) -> Run:
-        for directory in (Path(where).expanduser().resolve(), PROJECT / where):
-            if (directory / "config.yaml").is_file():
-                return cls(directory)
-        raise FileNotFoundError(f"{key}={where} is not a run directory (no config.yaml in it); try {key}=latest")
+    def _find(cls, key: str, where: str, root: str | Path, wanted: Callable[[Run], bool], missing: str) -> Run:
+        """The run at a path, or the newest wanted one; no link in it leads elsewhere."""
+        if where == "latest":
+            run = cls.newest(outputs(root), wanted, missing)
+            print(printable(f"latest: {run}"), file=sys.stderr, flush=True)
+        else:
+            places = (Path(where).expanduser().resolve(), PROJECT / where)
+            found = next((place for place in places if (place / "config.yaml").is_file()), None)
+            if found is None:
+                raise FileNotFoundError(
+                    f"{key}={where} is not a run directory (no config.yaml in it); try {key}=latest"
+                )
+            run = cls(found)
+        refuse_links_out(run.directory, "run")
+        return run
 
     @classmethod
     def newest(cls, root: Path, wanted: Callable[[Run], bool], missing: str) -> Run:

@@ -42,18 +42,19 @@ _granted: set[str] = set()  # packages that the user of this process has named
 
 def packages(config: Any) -> list[str]:
     """The packages of the user's own that a config names in its `_target_`s, at whatever depth."""
-    return sorted(set(_own(_targets(config))))
+    return sorted(set(_own(targets(config))))
 
 
-def _targets(values: Any) -> Iterator[str]:
+def targets(values: Any) -> Iterator[str]:
+    """Every `_target_` of a config or a part of one, at whatever depth; that of the whole comes last."""
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
-        yield from _targets(value)
+        yield from targets(value)
     if isinstance(values, dict) and "_target_" in values:
         yield str(values["_target_"])
 
 
-def _own(targets: Iterable[str]) -> Iterator[str]:
-    tops = (target.split(".")[0] for target in targets if NAME.fullmatch(target))
+def _own(names: Iterable[str]) -> Iterator[str]:
+    tops = (name.split(".")[0] for name in names if NAME.fullmatch(name))
     return (top for top in tops if top not in KNOWN)
 
 

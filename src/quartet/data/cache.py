@@ -12,7 +12,6 @@ import json
 import mmap
 import os
 import re
-import secrets
 import shutil
 import time
 import warnings
@@ -25,9 +24,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from quartet.files import written
+
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
 DAY = 24 * 3600  # seconds
-LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}(\.size)?")  # names of files that are being written
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}([0-9a-f]{4}(\.size)?)?")  # files that are being written; 12 digits until 2026
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -79,7 +80,7 @@ def is_whole(path: Path) -> bool:
 
 def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str = "", n_bytes: int = 0) -> None:
     """A file of the cache, written atomically; an OSError says what the user can do about a cache that cannot be written."""
-    folder, temporary = target.parent, None
+    folder, begun = target.parent, False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # what killed processes left behind; a file that is being written is younger than a day
@@ -89,30 +90,23 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str 
                     path.unlink()
         if shutil.disk_usage(folder).free < n_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        path = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-        with open(path, "xb") as file:  # with the permissions that the umask leaves: a cache may be a group's
-            temporary = path
+        with written(target) as file:
+            begun = True
             write(file)
+            size = file.seek(0, os.SEEK_END)
             file.flush()
             os.fsync(file.fileno())
-        size = path.stat().st_size
-        os.replace(path, target)
         # the size is noted last: a file without it is not whole
-        note = target.with_name(f"{target.name}.size")
-        temporary = note.with_name(f"{path.name}.size")
-        temporary.write_text(f"{size}\n", encoding="ascii")
-        os.replace(temporary, note)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        number = error.errno if isinstance(error, OSError) else None
-        if number in FULL:
+        with written(target.with_name(f"{target.name}.size")) as note:
+            note.write(f"{size}\n".encode("ascii"))
+    except OSError as error:
+        if error.errno in FULL:
             needed = f" ({room})" if room else ""
             raise OSError(
                 f"the disk is full: no room in the cache {folder}{needed}; free some, or point QUARTET_CACHE to a folder "
                 "on another disk"
             ) from None
-        if number in UNWRITABLE and temporary is None:  # once it is begun, permissions are about other files
+        if error.errno in UNWRITABLE and not begun:  # once it is begun, permissions are about other files
             raise PermissionError(
                 f"the cache {folder} cannot be written; point QUARTET_CACHE to a folder of yours"
             ) from None

@@ -39,12 +39,15 @@ def calibrated(predicted: Predicted, calibration: Calibration) -> Predicted:
     metrics = predicted.task.measure(torch.from_numpy(prediction), torch.from_numpy(target))
     metrics["/loss"] = float(cross_entropies(prediction, target).mean())
     if calibration.threshold is not None:
-        said, hits = calibration.decide(prediction), target == 1
-        right = (said == 1) & hits
-        shares = [float((said[hits == side] == side).mean()) for side in (False, True) if (hits == side).any()]
-        metrics["/accuracy_at_threshold"] = float((said == target).mean())
-        metrics["/f1_at_threshold"] = float(2 * right.sum() / max((said == 1).sum() + hits.sum(), 1))
-        metrics["/balanced_accuracy_at_threshold"] = float(np.mean(shares))
+        from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+        said = calibration.decide(prediction)
+        empty: dict[str, Any] = {"zero_division": 0.0}
+        metrics["/accuracy_at_threshold"] = float(accuracy_score(target, said))
+        metrics["/f1_at_threshold"] = float(f1_score(target, said, **empty))
+        # not balanced_accuracy_score, which warns if a class is missing
+        recalls = recall_score(target, said, labels=np.unique(target), average="macro", **empty)
+        metrics["/balanced_accuracy_at_threshold"] = float(recalls)
     return predicted._replace(outputs=outputs, metrics=metrics)
 
 

@@ -167,8 +167,7 @@ class ImageDataModule(DataModule):
             )
         store, undecodable = decode.decode_to_memory(files, self._format())
         if undecodable:
-            names = listed(f"{file.name} ({reason})" for file, reason in undecodable.items())
-            raise ValueError(f"{counted(len(undecodable), 'image')} in data.path={path} cannot be read: {names}")
+            raise ValueError(unreadable(undecodable, path))
         self.ids["test"] = [file.name for file in files]
         targets = self.targets([file.label for file in files])
         return self._make_parts(store, {"test": [*range(len(files))]}, targets, self.spec.classes)["test"]
@@ -311,10 +310,9 @@ class FolderData(ImageDataModule):
         parts = self._make_parts(store, rows, np.searchsorted(classes, labels), classes)
         # 5. Tell what was left out, here and in the report
         failed |= undecodable
-        names = listed(f"{file.name} ({reason})" for file, reason in failed.items())
         counts = {
             "left out, not images or not in a class folder": n_ignored,
-            f"left out, cannot be read: {names}": len(failed),
+            f"left out, cannot be read: {with_reasons(failed)}": len(failed),
             "left out of train (or val), another part has the same image": len(copies.overlapping),
             "left out, the same image is in two classes": len(copies.contradicting),
             "left out of train, repeated": len(copies.repeated),
@@ -328,8 +326,7 @@ class FolderData(ImageDataModule):
     def choose_format(self, train: list[ImageInfo]) -> ImageFormat:
         """Channels, size and value range of the training images; those of the run if the module is restored."""
         if self._preprocessing is not None:
-            sizes = self.spec.sizes
-            return ImageFormat(sizes["in_channels"], sizes["image_size"], self.value_range)
+            return self._format()
         # 1. One channel if nothing is lost by it
         channels = self.channels if isinstance(self.channels, int) else 1 if all(info.grey for info in train) else 3
         # 2. The size that all share, unless training on it would be slow
@@ -354,10 +351,8 @@ class FolderData(ImageDataModule):
 
     def _refuse(self, damaged: Problems) -> None:
         if damaged and self.on_corrupt == "error":
-            names = listed(f"{file.name} ({reason})" for file, reason in damaged.items())
             raise ValueError(
-                f"{counted(len(damaged), 'image')} in data.path={self.path} cannot be read: {names}; "
-                "repair or delete, or leave out with data.on_corrupt=skip"
+                f"{unreadable(damaged, self.path)}; repair or delete, or leave out with data.on_corrupt=skip"
             )
 
     def _loader(self, part: str, order: Order, *, drop_last: bool) -> MemoryLoader:
@@ -368,6 +363,14 @@ class FolderData(ImageDataModule):
             n_workers = max(1, folders.n_cores() // self.world - 1) if self.num_workers is None else self.num_workers
             loader.batches = partial(dataset.batches, n_workers)
         return loader
+
+
+def with_reasons(problems: Problems) -> str:
+    return listed(f"{file.name} ({reason})" for file, reason in problems.items())
+
+
+def unreadable(problems: Problems, path: str) -> str:
+    return f"{counted(len(problems), 'image')} in data.path={path} cannot be read: {with_reasons(problems)}"
 
 
 def counted(n: int, noun: str) -> str:

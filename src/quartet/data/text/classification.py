@@ -290,17 +290,16 @@ class LabelledFiles:
         # 3. clean texts, labels, parts and groups
         clean = TextEncoding("utf-8", None).clean
         cells: dict[str, list[Any]] = {key: records.cells[name].to_pylist() for key, name in self.found.items()}
-        texts = [clean(text.replace("\r\n", "\n").replace("\r", "\n")) for text in cells["text"]]
         parts: list[Any] = records.parts or [None] * len(records)
         if "split_column" in cells:
             parts = parts_from_column(cells["split_column"], str(self.path), where=records.where)
         folder = [] if records.parts is None else [str(self.path)]
         places = [os.path.join(*folder, records.path if not folder else name) for name in records.files]
         rows = [
-            LabelledText(text, clean(label).strip(), group, part, f"{place}, row {number}", row)
+            LabelledText(clean(text), clean(label).strip(), group, part, f"{place}, row {number}", row)
             for row, text, label, group, part, place, number in zip(
                 range(len(records)),
-                texts,
+                cells["text"],
                 cells["label"],
                 cells.get("group", [None] * len(records)),
                 parts,
