@@ -80,11 +80,13 @@ def opened(run: Run, data_path: str | None = None) -> DictConfig:
 
     `data_path`: where its data are now. Raises ValueError if they are not read from a path.
     """
+    # 1. its data may have moved since
     config, where = run.config, run.directory / "config.yaml"
     if data_path is not None:
         if config.data.get("path") is None:
             raise ValueError(f"data.path={data_path}: {run} reads no files of yours; leave it out")
         config.data.path = user_path(data_path)
+    # 2. believe nothing that it says, least of all whom to trust
     try:
         settle_monitor(config)
         configs.check(config, KINDS, trust.trusted() | run.trusted)
@@ -157,6 +159,7 @@ def build_network(config: DictConfig, spec: Spec) -> nn.Module:
     values = plain(config)
     node, sizes = values["model"], spec.sizes
     target = node["_target_"]
+    # 1. a network of the user's own need not name every size, and the data may lack what it needs
     if is_users(target):
         known = parameters(locate(target, "model"))
         sizes = {name: size for name, size in sizes.items() if known.accept(name)}
@@ -166,6 +169,7 @@ def build_network(config: DictConfig, spec: Spec) -> nn.Module:
                 f"model: {target} needs {', '.join(sorted(missing))}; the data give {', '.join(spec.sizes)}, "
                 "and the rest belongs in the config, such as +model.width=64"
             )
+    # 2. our own are told all sizes; those of a damaged file may be absurd
     try:
         network = make(node, "model", **sizes)
     except (*STUMBLES, RuntimeError) as error:
@@ -175,6 +179,7 @@ def build_network(config: DictConfig, spec: Spec) -> nn.Module:
             f"{target} cannot be built with the sizes of the data ({printable(str(error))}); "
             "if preprocessing.json of a run has them, it is damaged: restore it, or train again"
         ) from error
+    # 3. fine-tuning has to know the head
     asked = [
         f"finetune.{key}" for key, neutral in (("freeze", 0), ("backbone_lr", 1)) if values["finetune"][key] != neutral
     ]
@@ -268,6 +273,7 @@ def build_trainer(
     config: DictConfig, directory: Path, *, train: bool = False, callbacks: tuple[Callback, ...] = ()
 ) -> Trainer:
     """A trainer whose files go to `directory`; for evaluation it logs nothing and keeps no checkpoint."""
+    # evaluation is always of one device: several would have to share out samples, some of them twice
     values, watching = plain(config)["trainer"], list(callbacks)
     loggers: list[Logger] | bool = False
     if train:
@@ -288,6 +294,7 @@ def build_trainer(
         num_sanity_val_steps=0,
         default_root_dir=str(directory),
     )
+    # nothing fails where a format is emulated, so a person would not learn why it is slow
     device = trainer.strategy.root_device.type
     for name, dtype in (("bf16", torch.bfloat16), ("16", torch.float16)):
         if str(trainer.precision).startswith(name) and not is_fast(dtype, device):

@@ -77,12 +77,14 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     print(_message(error, config_name), file=sys.stderr, flush=True)
 
             try:
+                # 1. the words as Hydra reads them, and what they allow
                 words = [quoted(word, sweeps=config_name in TRAINING) for word in sys.argv[1:]]
                 if any(word.startswith("resume=") for word in words):  # the default's data may have no such key
                     words = [re.sub("^data.path=", "++data.path=", word) for word in words]
                 sys.argv[1:] = words
                 _refuse_foreign(config_name, words)
                 trust.inherit(trust.packages_in_words(words))  # what the user types is the user's own
+                # 2. words of a file may be a stranger's, and are looked at only now
                 sys.argv[1:] = words = resumed_arguments(words)
                 if {"-h", "--help"} & set(words):
                     return print(help_text(config_name, work.__globals__.get("__doc__") or "", words))
@@ -167,6 +169,7 @@ def resumed_arguments(words: list[str]) -> list[str]:
         return words
     if not {"-m", "--multirun"} & set(words):
         raise ValueError(f"sweep.resume={where[-1]} resumes a sweep; say -m too")
+    # 1. what may be wrong with the words of the file; those that the user has typed too are the user's own
     directory, command = sweep_command(where[-1])
     for word in command:
         if not _is_harmless(word) and word not in words:
@@ -180,6 +183,7 @@ def resumed_arguments(words: list[str]) -> list[str]:
             f"{directory / 'sweep.json'} would use the package {', '.join(sorted(named))}, which a file alone cannot ask "
             f"for; if it is yours, set {trust.VARIABLE}={','.join(sorted(named))} or name it in conf/"
         )
+    # 2. the user's words come last, so that they win, but for the place
     place = f"hydra.sweep.dir={typed.hydra(str(directory))}"
     flags = [word for word in words if word.startswith("-")]
     others = [word for word in words if not word.startswith(("-", "sweep.resume="))]

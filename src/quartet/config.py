@@ -154,6 +154,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def upgrade(config: DictConfig) -> DictConfig:
     """Move or remove keys of an older config, in place, and add the nodes that it does not have."""
     with open_dict(config):
+        # nodes that came later have the values of today's defaults, which change nothing
         if missing := [key for key in ADDED if key not in config]:
             defaults: Any = OmegaConf.load(PROJECT / "conf" / "train.yaml")
             config.update({key: defaults[key] for key in missing})
@@ -163,9 +164,9 @@ def upgrade(config: DictConfig) -> DictConfig:
             if not isinstance(node, DictConfig) or name not in node:
                 continue
             value = node.pop(name)
-            if old.startswith("data.recipe") and new.partition(".")[0] not in ADDED:
-                continue  # it had reached its place by a reference
-            if value is not None:
+            # most of a recipe had reached its place by a reference, which the config of a run has resolved
+            copied = old.startswith("data.recipe") and new.partition(".")[0] not in ADDED
+            if value is not None and not copied:
                 OmegaConf.update(config, new, value, force_add=True)
         if isinstance(config.get("data"), DictConfig):
             for key in ("data.recipe", *REMOVED):
@@ -197,13 +198,15 @@ def locate(
     derived from one of `kinds`, or a function that is annotated to return one. `among`: the packages that are trusted,
     if the config comes from elsewhere.
     """
+    # 1. by its name alone, because importing a module runs it
     target = str(target)
-    refused = ValueError(f"_target_={printable(target)} is not allowed: ")
+    refused = f"_target_={printable(target)} is not allowed: "
     reason = trust.refusal(target, group, among)
     if reason is not None:
         raise ValueError(f"{refused}{reason}")
+    # 2. import it; what is the user's own may fail in any way
     module, _, name = target.rpartition(".")
-    top, users = target.split(".")[0], target.split(".")[0] not in trust.KNOWN
+    top, users = target.split(".")[0], is_users(target)
     try:
         found = getattr(trust.load(module), name, None)
     except Exception as error:
@@ -212,6 +215,7 @@ def locate(
         remedy = "; put its folder on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
         reason = f"{type(error).__name__}: {printable(str(error))}"
         raise ValueError(f"_target_={target}: importing {module} failed ({reason}){remedy}") from error
+    # 3. what it is, and where it was written: a module also holds what it has imported from elsewhere
     home = str(getattr(found, "__module__", ""))
     ours, home_package = trust.is_ours(home), home.split(".")[0]
     if group is None:
@@ -262,6 +266,7 @@ def instantiate(node: dict[str, Any], group: str, kinds: tuple[type, ...], *args
     Raises ValueError for a target that is not allowed, and for a fact that the config gives too: a size has one source.
     """
     target = _locate_all(node, group, kinds)
+    # a size that is given twice would have to be kept equal by hand
     both = sorted(arguments_of(node).keys() & facts.keys())
     if both:
         source = "is set by Quartet" if group == "trainer" else "comes from the data"
@@ -347,6 +352,7 @@ def _setting_problems(config: DictConfig) -> Iterator[str]:
     """Values of keys that are not arguments, and values that contradict each other."""
     from quartet.data.splits import fold_problem  # NumPy: a pair that does not fit is refused before it is imported
 
+    # each by itself
     values = plain(config)
     for key, hint in SETTINGS.items():
         *groups, name = key.split(".")
@@ -355,23 +361,16 @@ def _setting_problems(config: DictConfig) -> Iterator[str]:
             node = (node or {}).get(group)
         if isinstance(node, dict) and name in node and not accepts(hint, node[name]):
             yield f"{key} must be {words(hint)}, not {node[name]!r}"
+    # folds of a cross-validation
     folds, fold = (values["data"].get(key) for key in ("folds", "fold"))
     if accepts(int | None, folds) and accepts(int | None, fold):
         yield from filter(None, [fold_problem(folds, fold)])
 
     # the length of a run and the rhythm of validation
     trainer = values["trainer"]
-    steps, epochs, interval, every, window, batches = map(
-        trainer.get,
-        (
-            "max_steps",
-            "max_epochs",
-            "val_check_interval",
-            "check_val_every_n_epoch",
-            "accumulate_grad_batches",
-            "limit_train_batches",
-        ),
-    )
+    steps, epochs, interval = map(trainer.get, ("max_steps", "max_epochs", "val_check_interval"))
+    every, window = map(trainer.get, ("check_val_every_n_epoch", "accumulate_grad_batches"))
+    batches = trainer.get("limit_train_batches")
     if steps == -1 and epochs == -1:
         yield (
             "trainer.max_steps and trainer.max_epochs are both -1, and schedules are shares of a run; give one of them, "

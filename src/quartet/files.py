@@ -105,25 +105,24 @@ def result_problem(result: dict[str, Any]) -> str | None:
     def is_number(value: Any) -> bool:
         return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
-    metrics, objective = result.get("metrics", {}), result.get("objective", {})
-    for name, part in (("metrics", metrics), ("objective", objective)):
+    # 1. objects
+    metrics, objective, speed = (result.get(name, {}) for name in ("metrics", "objective", "throughput"))
+    speed = {} if speed is None else speed
+    for name, part in (("metrics", metrics), ("objective", objective), ("throughput", speed)):
         if not isinstance(part, dict):
             return f"{name} is not an object"
-    for name, text in (("status", result.get("status", "")), ("objective.name", objective.get("name") or "")):
+    # 2. texts
+    texts = {"status": result.get("status", ""), "objective.name": objective.get("name") or ""}
+    texts["throughput.unit"] = speed.get("unit", "")
+    for name, text in texts.items():
         if not isinstance(text, str):
             return f"{name} is not a text"
+    # 3. numbers; a metric may be infinite, a count may not
     numbers = {f"metrics.{name}": value for name, value in metrics.items()}
-    numbers["objective.value"] = objective.get("value")
+    numbers |= {"objective.value": objective.get("value"), "throughput.per_second": speed.get("per_second")}
     counts = {name: result.get(name) for name in RESULT_COUNTS}
     for name, value in {**numbers, **counts}.items():
         finite = name not in counts or type(value) is not float or math.isfinite(value)
         if not (value is None or (is_number(value) and finite)):
             return f"{printable(name)} is not a number"
-    speed = result.get("throughput") or {"per_second": 0, "unit": ""}
-    if (
-        not isinstance(speed, dict)
-        or not is_number(speed.get("per_second") or 0)
-        or not isinstance(speed.get("unit"), str)
-    ):
-        return "throughput is not a number with its unit"
     return None

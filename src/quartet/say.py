@@ -32,12 +32,12 @@ def printable(text: str, keep: str = "") -> str:
 
     They would set titles, clear the screen, turn the direction of writing or pretend to be our own lines.
     """
-    return "".join(c if c in keep or not _steers(c) else c.encode("unicode_escape").decode() for c in text)
-
-
-def _steers(character: str) -> bool:
-    """Control characters, lone surrogates, separators of lines, and marks that turn or hide what is beside them.
-
-    Not the two joiners, without which some scripts and emoji cannot be written.
-    """
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d"
+    # control characters, lone surrogates, separators of lines, and marks that turn or hide what is beside them; not the
+    # two joiners, without which some scripts and emoji cannot be written
+    steering, joiners = ("Cc", "Cf", "Cs", "Zl", "Zp"), "\u200c\u200d"
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in steering and c not in keep and c not in joiners
+        else c
+        for c in text
+    )

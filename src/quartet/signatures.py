@@ -46,8 +46,10 @@ def parameters(target: Callable[..., Any]) -> Parameters:
     """The arguments of a function or class; `**kwargs` of a class stand for the arguments of its parent."""
     hints: dict[str, Any] = {}
     required: set[str] = set()
-    if getattr(target, "__init__", None) is object.__init__:  # its signature claims to accept anything
+    # the signature of object() claims to accept anything
+    if getattr(target, "__init__", None) is object.__init__:
         return Parameters(hints, required, open_ended=False)
+    # a class that hands **kwargs on has the arguments of its parent too, and so on up
     for owner in target.__mro__ if inspect.isclass(target) else [target]:
         call = owner.__init__ if inspect.isclass(owner) else owner
         try:
@@ -74,6 +76,7 @@ def problems(
     `narrower` are annotations that count instead of the target's own: those of a library are often too wide. A class
     that has to compare several of its arguments does so in a static method `problems`, which is given the sound ones.
     """
+    # 1. each argument by itself
     known = parameters(target)
     hints = {**known.hints, **(narrower or {})}
     sound = dict(arguments)
@@ -87,6 +90,7 @@ def problems(
         elif name in hints and not accepts(hints[name], value):
             yield f"{group}.{name} must be {words(hints[name])}, not {value!r}"
             del sound[name]
+    # 2. what the class says about several of them together
     if hasattr(target, "problems"):
         yield from target.problems(sound)  # type: ignore[attr-defined]
 
@@ -106,10 +110,12 @@ def accepts(hint: Any, value: Any) -> bool:
         return accepts(inner[0], value) and all(rule.holds(value) for rule in inner[1:] if isinstance(rule, Rule))
     if origin in (typing.Union, types.UnionType):
         return any(accepts(part, value) for part in inner)
+    # True == 1 in Python, but true is not the choice 1
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in inner)
     if origin is list and inner:
         return isinstance(value, list | tuple) and all(accepts(inner[0], item) for item in value)
+    # a bool is an int in Python, and in no config
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:

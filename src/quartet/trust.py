@@ -75,6 +75,7 @@ def _named_in_environment() -> set[str]:
 
 def _named_in_conf() -> set[str]:
     """Packages that the project's own files name; Hydra's settings in `conf/hydra` are not part of a run."""
+    # read as text, because composing a config would already build what it names
     conf, found = PROJECT / "conf", set()
     for path in conf.rglob("*.yaml"):
         if path.relative_to(conf).parts[0] != "hydra":
@@ -114,10 +115,12 @@ def prefix(config: Any) -> str:
 def refusal(target: str, place: str | None, among: set[str] | None = None) -> str | None:
     """Why a `_target_` may not be imported, from its name alone; None if it may. `among`: the packages that are trusted."""
     module, top = target.rpartition(".")[0], target.split(".")[0]
+    # brackets, spaces or slashes are no name of a module, whatever Python would make of them
     if not NAME.fullmatch(target):
         return "it must name a class or function with its module, such as quartet.models.mlp.MLP"
     if top in (trusted() | _granted if among is None else among):
         return None
+    # of the libraries not everything: torch.utils or torch.hub could run or fetch anything
     if top in ("quartet", *LIBRARIES):
         if is_ours(module) or _is_below(module, THEIRS.get(place or "", ())):
             return None
@@ -126,6 +129,7 @@ def refusal(target: str, place: str | None, among: set[str] | None = None) -> st
         return "nothing of that name belongs there"
     if top in KNOWN:
         return f"nothing of that name belongs there; {ALLOWED}"
+    # a package nobody vouches for may be the user's own: say how to vouch for it
     return f"nothing of that name belongs there; {ALLOWED}; if {top} is yours, set {VARIABLE}={top} or name it in conf/"
 
 

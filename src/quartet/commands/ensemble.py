@@ -119,6 +119,7 @@ def check_agreement(members: Sequence[Run], configs: Sequence[DictConfig]) -> bo
     if any(map(is_language_model, configs)):
         raise ValueError("language models cannot be combined: an ensemble is of classifiers or of regressions")
     splits = [{key: plain(config)["data"].get(key) for key in (*SPLIT, "fold")} for config in configs]
+    # folds of one split validate on different samples by design; anything else has to agree
     folds = all(split["fold"] is not None for split in splits) and len({split["fold"] for split in splits}) > 1
     for run, task, own, split in zip(members, tasks, facts, splits, strict=True):
         compared = {

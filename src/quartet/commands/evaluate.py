@@ -93,6 +93,7 @@ def calibrate(run: Run, predicted: Predicted, settings: dict[str, Any]) -> Calib
     if settings["threshold"] and len(classes) != 2:
         raise ValueError(f"threshold={settings['threshold']} is for two classes, and the run has {len(classes)}")
     prediction, target = predicted.outputs["prediction"], predicted.outputs["target"]
+    # what is not fitted now stays as it was; a threshold is one of calibrated probabilities
     found = read_calibration(run)
     if settings["calibrate"]:
         found = Calibration(fit_temperature(prediction, target), found.threshold)

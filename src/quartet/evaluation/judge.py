@@ -70,6 +70,7 @@ def judge(predicted: Predicted, names: list[str], resamples: int) -> dict[str, A
         metric, _, label = name.removeprefix("_per_class/").partition("_of_")
         judged["per_class"].setdefault(label, {})[metric] = value
     if not predicted.has_predictions:
+        # of a language model only sums over each window were kept: its predictions would not fit into memory
         sums = {
             name.removeprefix("sum_"): x.astype(np.float64) for name, x in outputs.items() if name.startswith("sum_")
         }

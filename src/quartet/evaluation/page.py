@@ -42,6 +42,7 @@ def tables(judged: dict[str, Any]) -> dict[str, Any]:
     intervals = judged["intervals"]
     metrics = [[name, f"{value:.4f}", interval(intervals.get(name))] for name, value in judged["metrics"].items()]
     found = {"metrics": table(["metric", "value", "95 % interval"], metrics)}
+    # a class without samples lacks some of its metrics
     columns = list(dict.fromkeys(name for row in judged["per_class"].values() for name in row))
     worst = sorted(judged["per_class"].items(), key=lambda item: item[1].get("f1", 0.0))
     rows = [[label, *(f"{row[name]:.4f}" if name in row else "–" for name in columns)] for label, row in worst]

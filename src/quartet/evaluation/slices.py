@@ -80,8 +80,10 @@ def slices(columns: dict[str, Array], prediction: Array, target: Array) -> tuple
         for value in dict.fromkeys(names.tolist()):
             member = names == value
             own.append(Slice(column, str(value), int(member.sum()), *_score(prediction[member], target[member])))
+        # accuracies rise and errors fall towards the best
         own.sort(key=lambda one: one.score, reverse=prediction.ndim == 1)  # the worst first
         found += own
+        # small slices are listed, but a gap to one of them would mostly be chance
         compared = [one for one in own if one.n >= SMALLEST]
         if len(compared) > 1:
             gaps.append(Gap(column, best=compared[-1], worst=compared[0]))

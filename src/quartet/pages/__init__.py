@@ -43,6 +43,7 @@ def render(format: str, package: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # quote is for paths in links, fence for code that holds fences itself
     environment.filters.update(digits=digits, quote=quote, fence=fence)
     return environment.get_template(f"page.{format}.j2").render(content, sections="sections.j2")
 
@@ -64,6 +65,7 @@ def markdown(value: Any) -> Markup:
     """Neither markup nor the end of a line or a cell; what a macro has made is kept."""
     if isinstance(value, Markup):
         return value
+    # & is not among the escapes of Markdown, and would begin an entity
     line = " ".join(str(value).split()).replace("&", "&amp;")
     return Markup(re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", line))
 
@@ -94,6 +96,7 @@ def show(content: dict[str, Any]) -> None:
         shown.add_column(Text(printable(name)), justify="right" if numeric else "left", no_wrap=True)
     for row in content["rows"]:
         shown.add_row(*(Text(printable(cell)) for cell in row))
+    # no terminal is so wide: a long line is broken there, and not cut off here
     Console(highlight=False, width=1000).print(shown)
     if content["rest"]:
         print(f"  {content['rest'].removeprefix('; ')}")
