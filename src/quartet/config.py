@@ -28,6 +28,7 @@ from quartet.signatures import (
     Rule,
     accepts,
     problems,
+    refuse,
     words,
 )
 from quartet.typed import PROJECT
@@ -295,8 +296,7 @@ def check(config: DictConfig, kinds: dict[str, tuple[type, ...]], among: set[str
     found: dict[str, str] = {}
     for problem in (*_setting_problems(config), *_node_problems(plain(config), kinds, among)):
         found.setdefault(re.split(r"[ =:]", problem)[0], problem)  # one line for each key is enough
-    if found:
-        raise ValueError("\n".join(found.values()))
+    refuse(found.values())
 
 
 def check_pairing(config: DictConfig) -> None:
@@ -426,9 +426,7 @@ def settle_monitor(config: DictConfig) -> None:
             node.mode = monitor.mode if node.monitor == monitor.metric else direction(node.monitor)
         if node.mode is not None:
             watching[f"callbacks.{name}"] = (node.monitor, node.mode)
-    found = [direction_problem(f"{place}.mode", *watched) for place, watched in watching.items()]
-    if any(found):
-        raise ValueError("\n".join(filter(None, found)))
+    refuse(direction_problem(f"{place}.mode", *watched) for place, watched in watching.items())
 
 
 def direction(metric: str) -> str | None:

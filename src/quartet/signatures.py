@@ -98,9 +98,13 @@ def problems(
 def check(target: type, arguments: dict[str, Any], group: str = "model") -> None:
     """Raise ValueError with all problems; a constructor calls it with `locals()`, for callers without a config."""
     given = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
-    found = list(problems(target, given, group))
-    if found:
-        raise ValueError("\n".join(found))
+    refuse(problems(target, given, group))
+
+
+def refuse(found: Iterable[str | None]) -> None:
+    """Raise ValueError with a line for each problem, if there are any."""
+    if lines := list(filter(None, found)):
+        raise ValueError("\n".join(lines))
 
 
 def accepts(hint: Any, value: Any) -> bool:

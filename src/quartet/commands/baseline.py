@@ -109,11 +109,11 @@ def report(config: DictConfig) -> None:
     # 4. in words
     if run:
         cost = f", {result['seconds']:.0f} s of training" if result.get("seconds") else ""
-        print(printable(f"newest run: {run}{cost}; the models above took {seconds:.0f} s"))
+        say(f"newest run: {run}{cost}; the models above took {seconds:.0f} s")
         print("\n".join(verdict(rows, metrics, parts, config, sizes)))
     else:
-        print(printable(f"no completed run on these data below {outputs(config.run.root)}; train one with:"))
-        print(printable(f"  {command('train', *map(shell, words))}"))
+        say(f"no completed run on these data below {outputs(config.run.root)}; train one with:")
+        say(f"  {command('train', *map(shell, words))}")
 
     # 5. for programs
     folder = Run(outputs(config.run.root) / "baselines")
@@ -122,7 +122,7 @@ def report(config: DictConfig) -> None:
     facts = {"data": build.plain(config)["data"], "fingerprint": fingerprint, unit: sizes, "seed": config.seed}
     models = {row.name: {"metrics": row.metrics, "choice": row.choice, "seconds": row.seconds} for row in rows}
     folder.write(file, {**facts, "models": models, "run": run and str(run.directory), "run_metrics": metrics})
-    print(printable(f"written: {Run(folder.directory / file)}"), flush=True)
+    say(f"written: {Run(folder.directory / file)}")
 
 
 def _training_words(config: DictConfig) -> list[str]:

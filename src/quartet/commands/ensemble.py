@@ -22,7 +22,7 @@ from quartet.inference.language import is_language_model
 from quartet.inference.parts import Predicted, predict_part
 from quartet.run import ENSEMBLE, Run, find_sweep, refuse_links_out, signature
 from quartet.say import printable, say
-from quartet.signatures import Rule, wrong_settings
+from quartet.signatures import Rule, refuse, wrong_settings
 from quartet.typed import argument, command, user_path
 
 SETTINGS: dict[str, Any] = {
@@ -42,8 +42,7 @@ def ensemble(arguments: DictConfig) -> None:
     given = plain(arguments)
     listed = given["runs"] if isinstance(given["runs"], list) else [] if given["runs"] is None else [str(given["runs"])]
     method = given["method"]
-    if wrong := wrong_settings(SETTINGS, {"runs": listed, "method": method}):
-        raise ValueError("\n".join(wrong))
+    refuse(wrong_settings(SETTINGS, {"runs": listed, "method": method}))
     # 1. the runs, and which of them are folds of one setting
     members = find_members(listed)
     configs = [build.opened(run) for run in members]

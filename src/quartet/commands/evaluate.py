@@ -22,7 +22,7 @@ from quartet.inference.ensemble import open_model
 from quartet.inference.parts import NEW, Predicted, is_own_data
 from quartet.run import Run
 from quartet.say import printable
-from quartet.signatures import NonNegativeInt, PositiveFloat, Rule, wrong_settings
+from quartet.signatures import NonNegativeInt, PositiveFloat, Rule, refuse, wrong_settings
 
 Columns: TypeAlias = Annotated[list[str], Rule("a list of columns, such as [city,age]", all)] | None
 SETTINGS: dict[str, Any] = {
@@ -42,9 +42,7 @@ def report(arguments: DictConfig) -> None:
     settings, and for data that are not those of the run where one of its parts is asked for.
     """
     settings: dict[str, Any] = OmegaConf.to_container(arguments, resolve=True)  # type: ignore[assignment]
-    wrong = wrong_settings(SETTINGS, settings) + wrong_settings(COSTS, settings["cost"], "cost.")
-    if wrong:
-        raise ValueError("\n".join(wrong))
+    refuse([*wrong_settings(SETTINGS, settings), *wrong_settings(COSTS, settings["cost"], "cost.")])
     run = Run.open(arguments.run)
     print(f"run: {printable(str(run))}", flush=True)
     # 1. which parts: data at another path are those of the run that have moved, or new ones

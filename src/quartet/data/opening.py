@@ -56,7 +56,8 @@ def list_files(folder: str, shown: str) -> list[str]:
     """Names of all files below a folder (`shown` in messages), with forward slashes; each linked folder once."""
 
     def refuse(error: OSError) -> None:
-        raise PermissionError(f"no permission to read {error.filename} below {shown}; ask its owner") from None
+        remedy = f"allow it (chmod -R u+rX) or take it out of {shown}"
+        raise PermissionError(f"no permission to read {error.filename}; {remedy}") from None
 
     names, seen = [], {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from quartet.config import OptionalPositiveFloat, OptionalPositiveInt, direction_problem
-from quartet.signatures import Fraction, NonNegativeInt, PositiveInt, Rule, wrong_settings
+from quartet.signatures import Fraction, NonNegativeInt, PositiveInt, Rule, refuse, wrong_settings
 from quartet.sweeps.space import Dimension, size, start_point
 
 FILE, JOURNAL = "sweep.json", "journal.log"
@@ -52,9 +52,7 @@ class Plan:
     ) -> Plan:
         """From `conf/sweep` and the parsed command line; ValueError with a line for each mistake."""
         objectives = settings["objectives"] or {monitor["metric"]: monitor["mode"]}
-        problems = list(_problems(settings, space, objectives))
-        if problems:
-            raise ValueError("\n".join(problems))
+        refuse(_problems(settings, space, objectives))
         # a grid has an end of its own
         n_points = size(space) if settings["sampler"] == "grid" else None
         return cls(

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, ListConfig
 from quartet.config import OptionalPositiveFloat, OptionalPositiveInt
 from quartet.engine.elastic import inherited
 from quartet.say import elapsed
-from quartet.signatures import NonNegativeInt, wrong_settings
+from quartet.signatures import NonNegativeInt, refuse, wrong_settings
 from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome
 from quartet.system.cores import n_cores
 from quartet.system.signals import SIGNALS, Interrupted, stoppable
@@ -192,8 +192,7 @@ class Pool:
 
 def make_pool(settings: Mapping[str, Any], config: DictConfig) -> Pool:
     """ValueError with a line for each mistake in `settings` (those of conf/hydra/launcher/local.yaml)."""
-    if problems := wrong_settings(SETTINGS, settings, "hydra.launcher."):
-        raise ValueError("\n".join(problems))
+    refuse(wrong_settings(SETTINGS, settings, "hydra.launcher."))
     trainer, minutes = config.get("trainer") or {}, settings["timeout_minutes"]
     slots = make_slots(settings["workers"], trainer)
     threads = int(settings["threads"] or os.environ.get("OMP_NUM_THREADS") or max(1, n_cores() // len(slots)))

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from quartet.files import read_metrics
 from quartet.objective import Objective
 from quartet.run import Run, error_text, make_paths_absolute, refuse_links_out
 from quartet.say import printable, say
+from quartet.signatures import refuse
 from quartet.sweeps.cluster import QUEUED, run_in_batches
 from quartet.sweeps.display import Display
 from quartet.sweeps.jobs import Job, JobResult
@@ -56,7 +57,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
 
     # 1. what varies; `params` may come from the file of a stranger's sweep: no config is read from elsewhere for it
     space, fixed = parse(settings["params"], [word for word in arguments if not word.startswith(OWN_WORDS)], loader)
-    problems = [problem for dimension in space if (problem := dimension.problem())]
+    problems = [dimension.problem() for dimension in space]
     for key, value in settings["params"].items():
         name = str(key).lstrip("+~")
         if name.startswith("hydra") or "@" in name or ".." in name:
@@ -66,19 +67,19 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
         elif is_group(name):
             unknown = unknown_options(name, str(value))
             problems += [f"sweep.params: {name}={word} is not an option of {name}" for word in unknown]
-    _raise(problems)
+    refuse(problems)
 
     # 2. the first job composes, and groups that are varied have the options that are named
     first_point = [f"{d.key}={d.values[0] if d.values else (int(d.low or 0) if d.whole else d.low)}" for d in space]
     try:
         first = upgrade(loader.load_sweep_config(config, [*fixed, *first_point]))
     except HydraException:
-        _raise(override_problems("train", [*fixed, *first_point]))
+        refuse(override_problems("train", [*fixed, *first_point]))
         raise
     # what is varied may fit each other in some of the jobs only
     choices = [f"{d.key}={','.join(d.values)}" for d in space if d.values and (CONF / d.key).is_dir()]
     if choices:
-        _raise(override_problems("train", ["-m", *choices]))
+        refuse(override_problems("train", ["-m", *choices]))
     else:
         check_pairing(first)
     settle_monitor(first)
@@ -95,7 +96,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
         differences = [f"  {line}" for line in Plan.read(directory).differences(plan)]
         if differences:
             remedy = "give its own command again, or another hydra.sweep.dir. What differs:"
-            _raise([f"{directory} holds another sweep; {remedy}", *differences])
+            refuse([f"{directory} holds another sweep; {remedy}", *differences])
     elif directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"hydra.sweep.dir={directory} is not empty and not a sweep; name another directory")
     made = not directory.exists()
@@ -106,11 +107,6 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
             return Sweep(directory, plan, space, launcher, settings, loader, config, made).run()
     except Timeout as error:
         raise BlockingIOError(f"another process works on the sweep {directory}; stop that one first") from error
-
-
-def _raise(problems: Iterable[str]) -> None:
-    if lines := list(problems):
-        raise ValueError("\n".join(lines))
 
 
 @dataclass

@@ -271,8 +271,7 @@ class FolderData(ImageDataModule):
                     f"{counted(len(pairs), 'image')} in {source} are in two {kind}: {names}; "
                     "delete one of each, or leave out with data.on_overlap=drop"
                 )
-        if problems:
-            raise ValueError("\n".join(problems))
+        signatures.refuse(problems)
         left_out = copies.left_out
         kept = [file for i, file in enumerate(readable) if i not in left_out]  # sorted, however they are split
         if not kept:

@@ -116,19 +116,18 @@ def undecodable(path: str, encoding: str, *, is_utf8: bool) -> ValueError:
 
 def detect_encoding(path: str) -> str:
     """UTF-8, or the likely encoding of a file that is not, which is printed once."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
     with open_file(path, "a text file") as file:
-        while block := file.read(BLOCK):
-            try:
-                decoder.decode(block)
-            except UnicodeDecodeError:
-                likely = None if b"\0" in block else encodings.likely(Path(user_path(path)).read_bytes())
-                if likely is None:
-                    break  # decoding it says what is wrong
-                if path not in _announced:
-                    _announced.add(path)
-                    say(f"note: {path} is not utf-8 and read as {likely}; data.encoding=… names another encoding")
-                return likely
+        text = io.TextIOWrapper(file, "utf-8")
+        try:
+            while text.read(BLOCK):
+                pass
+        except UnicodeDecodeError:
+            content = Path(user_path(path)).read_bytes()
+            likely = None if b"\0" in content else encodings.likely(content)
+            if likely is not None and path not in _announced:
+                _announced.add(path)
+                say(f"note: {path} is not utf-8 and read as {likely}; data.encoding=… names another encoding")
+            return likely or "utf-8"  # decoding it says what is wrong
     return "utf-8"
 
 
