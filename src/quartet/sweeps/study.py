@@ -61,17 +61,9 @@ class Study:
 
     def _proposal(self, trial: Any) -> tuple[int, list[str]]:
         """Also of a trial that was cut off while it was being proposed: what it has stays, the rest is sampled."""
-        from optuna.distributions import CategoricalDistribution, IntDistribution
-
-        words = []
-        for key, d in self._distributions.items():
-            if isinstance(d, CategoricalDistribution):
-                value = trial.suggest_categorical(key, d.choices)
-            elif isinstance(d, IntDistribution):
-                value = trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
-            else:
-                value = trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
-            words.append(f"{key}={value if isinstance(value, str) else repr(value)}")
+        # as `Study.ask` does with `fixed_distributions` (optuna 5.0, study/study.py), which only new trials can have
+        values = {key: trial._suggest(key, distribution) for key, distribution in self._distributions.items()}
+        words = [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in values.items()]
         return trial.number, words
 
     def tell(self, number: int, status: str, values: Sequence[float] | None = None) -> None:

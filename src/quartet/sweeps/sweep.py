@@ -21,8 +21,8 @@ from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from quartet.cli import override_problems
 from quartet.config import check_pairing, settle_monitor, upgrade
+from quartet.config_errors import override_problems
 from quartet.config_groups import CONF, is_group, unknown_options
 from quartet.files import read_metrics
 from quartet.objective import Objective

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -81,7 +81,6 @@ class ImageDataModule(DataModule):
         super().__init__(**common)
         self.augment = augment
         self.value_range: ValueRange | None = None
-        self._class_counts: dict[str, Sequence[int]] = {}
         self._notes: list[str] = []  # for the report: what reading left out
 
     @staticmethod
@@ -90,13 +89,6 @@ class ImageDataModule(DataModule):
         augment = settings.get("augment")
         given = {key: value for key, value in augment.items() if key != "_target_"} if isinstance(augment, dict) else {}
         return list(signatures.problems(Augment, given, "data.augment"))
-
-    def _make_parts(
-        self, store: ImageStore, rows: dict[str, list[int]], labels: np.ndarray, classes: tuple[str, ...]
-    ) -> dict[str, ImageDataset]:
-        parts = {part: ImageDataset(store, rows[part], labels, classes) for part in rows}
-        self._class_counts = {part: dataset.class_counts for part, dataset in parts.items()}
-        return parts
 
     def fit(self, train: ImageDataset) -> dict[str, Any]:
         channels, size = train.store.format.channels, train.store.format.size
@@ -169,8 +161,7 @@ class ImageDataModule(DataModule):
         if undecodable:
             raise ValueError(unreadable(undecodable, path))
         self.ids["test"] = [file.name for file in files]
-        targets = self.targets([file.label for file in files])
-        return self._make_parts(store, {"test": [*range(len(files))]}, targets, self.spec.classes)["test"]
+        return ImageDataset(store, range(len(files)), self.targets([file.label for file in files]), self.spec.classes)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         images = batch["inputs"]["image"]  # (B, C, S, S) uint8
@@ -195,12 +186,12 @@ class ImageDataModule(DataModule):
 
     def report(self) -> dict[str, Any]:
         """In the shape of `quartet.data.report`."""
-        sizes, fitted = self.spec.sizes, self.preprocessing()
+        sizes, fitted, datasets = self.spec.sizes, self.preprocessing(), cast("dict[str, ImageDataset]", self.datasets)
         mean, std = (", ".join(f"{value:.3f}" for value in fitted[name]) for name in ("mean", "std"))
         side, colours = sizes["image_size"], "grey" if sizes["in_channels"] == 1 else "in colour"
         return {
             "parts": {part: {"samples": len(ids)} for part, ids in self.ids.items()},
-            "classes": class_table(self.spec.classes, self._class_counts),
+            "classes": class_table(self.spec.classes, {part: x.class_counts for part, x in datasets.items()}),
             "notes": [f"{side}×{side} pixels, {colours}; of white, mean {mean}, deviation {std}", *self._notes],
         }
 
@@ -220,7 +211,8 @@ class ImageData(ImageDataModule):
         # in chunks, because the int64 copy of an image is eight times as large
         moments = np.concatenate([decode.moments(images.images[i : i + 64]) for i in range(0, n, 64)])
         store = ImageStore(ImageFormat(channels, size), moments, torch.from_numpy(images.images))
-        return self._make_parts(store, self.ids, images.labels, images.classes), images.fingerprint()
+        parts = {part: ImageDataset(store, self.ids[part], images.labels, images.classes) for part in self.ids}
+        return parts, images.fingerprint()
 
 
 class FolderData(ImageDataModule):
@@ -306,7 +298,8 @@ class FolderData(ImageDataModule):
             check_classes(labels, source, parts=rows, where=names_of)
         self.ids = {part: [kept[i].name for i in rows[part]] for part in rows}
         classes = tuple(sorted({*labels}))
-        parts = self._make_parts(store, rows, np.searchsorted(classes, labels), classes)
+        targets = np.searchsorted(classes, labels)
+        parts = {part: ImageDataset(store, rows[part], targets, classes) for part in rows}
         # 5. Tell what was left out, here and in the report
         failed |= undecodable
         counts = {
