@@ -169,7 +169,7 @@ def build_network(config: DictConfig, spec: Spec) -> nn.Module:
                 f"model: {target} needs {', '.join(sorted(missing))}; the data give {', '.join(spec.sizes)}, "
                 "and the rest belongs in the config, such as +model.width=64"
             )
-    # 2. our own are told all sizes; those of a damaged file may be absurd
+    # 2. our own get all sizes; those of a damaged file may be absurd
     try:
         network = make(node, "model", **sizes)
     except (*STUMBLES, RuntimeError) as error:
@@ -248,7 +248,7 @@ def build_callbacks(config: DictConfig, directory: Path) -> list[Callback]:
 
 
 def build_loggers(config: DictConfig, directory: Path) -> list[Logger]:
-    """The loggers of a run; those that write files are told to write them into it.
+    """The loggers of a run; those that write files write them into it.
 
     Raises ValueError if the package behind one of Quartet's own choices is not installed.
     """

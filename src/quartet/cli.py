@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from quartet import config_groups, trust, typed
-from quartet.config_errors import FULL_ERROR, compose, described, known_keys, override_problems, suggestion
+from quartet.config_errors import FULL_ERROR, compose, error_lines, known_keys, override_problems, suggestion
 from quartet.config_groups import CONF
 from quartet.run import outputs, sweep_command
 from quartet.say import printable
@@ -238,5 +238,5 @@ def _keep_texts(config: DictConfig) -> None:
 def _message(error: Exception, config_name: str, *, composing: bool = False) -> str:
     theirs = isinstance(error, HydraException | OmegaConfBaseException) or not in_sweep()
     problems = list(override_problems(config_name, sys.argv[1:])) if composing and theirs else []
-    lines = [line for problem in problems or [described(error)] for line in problem.split("\n")]
+    lines = [line for problem in problems or [error_lines(error)] for line in problem.split("\n")]
     return "\n".join(f"error: {printable(line)}" for line in lines)

@@ -30,7 +30,7 @@ TORCHVISION = re.compile(
 )
 
 
-def described(error: Exception) -> str:
+def error_lines(error: Exception) -> str:
     """What went wrong, for a person: a line for each mistake."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not understood; brackets and quotes come in pairs, 'key=\"some text\"' quotes a text"
@@ -52,7 +52,7 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
     choices = {
         key: config_groups.named_options(value) for key, value in pairs if (CONF / key).is_dir() and "/" not in key
     }
-    sound = []
+    valid = []
     for group, chosen in choices.items():
         known = config_groups.options(group)
         unknown = [option for option in chosen if option not in known]
@@ -62,17 +62,17 @@ def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
                 near = f"; a network of torchvision's: model=image model.name={option}"
             yield f"{group}={option}: unknown {group}{near}; choose from {', '.join(known)}"
         if chosen and not unknown and chosen[0] != "null":
-            sound.append(f"{group}={chosen[0]}")
+            valid.append(f"{group}={chosen[0]}")
     for key, value in pairs:
         if key == "hydra/launcher":
             by_plugins = [name.removesuffix(".yaml") for name in ConfigStore.instance().list(key)]
             launchers = sorted({*config_groups.options(key), *by_plugins})
             if value not in launchers:
-                plugin = "the Hydra plugin that brings it is not installed, or the name is another one"
+                plugin = "its Hydra plugin is not installed, or it has another name"
                 yield f"{key}={value}: unknown launcher; {plugin}; here are {', '.join(launchers)}"
 
     # 3. keys that the composed config does not have
-    keys = known_keys(config_name, sound)
+    keys = known_keys(config_name, valid)
     for key, _ in pairs:
         if key not in choices and key not in keys and not key.startswith("hydra"):
             moved = f" any more; it is {MOVED[key]} now" if key in MOVED else ""

@@ -342,7 +342,7 @@ def outputs(root: str | Path) -> Path:
 def find_sweep(where: str, key: str = "sweep", *, planned: bool = False) -> Path:
     """The directory of a sweep, or of the newest one if `where` is "latest"; FileNotFoundError if there is none.
 
-    `planned`: one that says in `sweep.json` how it goes on; older ones are known by their runs 0, 1, …
+    `planned`: only one that can be resumed, by its `sweep.json`; older ones are known by their runs 0, 1, …
     """
     root = outputs("outputs") / "sweeps"
     places = [*root.glob("*")] if where == "latest" else [Path(where).expanduser().absolute(), PROJECT / where]

@@ -74,25 +74,25 @@ def problems(
     """One sentence for each argument that `target` does not have or would refuse, with its config key.
 
     `narrower` are annotations that count instead of the target's own: those of a library are often too wide. A class
-    that has to compare several of its arguments does so in a static method `problems`, which is given the sound ones.
+    that has to compare several of its arguments does so in a static method `problems`, which gets the valid ones.
     """
     # 1. each argument by itself
     known = parameters(target)
     hints = {**known.hints, **(narrower or {})}
-    sound = dict(arguments)
+    valid = dict(arguments)
     for name, value in arguments.items():
         if not known.accept(name):
             near = get_close_matches(name, known.hints, n=1)
             yield f"{group}.{name}: {target.__name__} has no such argument" + (
                 f", did you mean {near[0]}?" if near else ""
             )
-            del sound[name]
+            del valid[name]
         elif name in hints and not accepts(hints[name], value):
             yield f"{group}.{name} must be {words(hints[name])}, not {value!r}"
-            del sound[name]
+            del valid[name]
     # 2. what the class says about several of them together
     if hasattr(target, "problems"):
-        yield from target.problems(sound)  # type: ignore[attr-defined]
+        yield from target.problems(valid)  # type: ignore[attr-defined]
 
 
 def check(target: type, arguments: dict[str, Any], group: str = "model") -> None:

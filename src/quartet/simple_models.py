@@ -67,7 +67,7 @@ def linear(x: Parts, y: Parts, n_classes: int) -> Fitted:
         for penalty in PENALTIES:
             model.set_params(**({"C": 1 / penalty} if n_classes else {"alpha": penalty})).fit(x["train"], y["train"])
             predict = model.predict_proba if n_classes else model.predict
-            outputs = {part: _of_all_classes(model, predict(x[part]), n_classes) for part in x if part != "train"}
+            outputs = {part: _with_all_classes(model, predict(x[part]), n_classes) for part in x if part != "train"}
             loss = _loss(outputs["val"], y["val"])
             if not loss < best_loss:
                 break
@@ -106,7 +106,7 @@ def boosted(x: Parts, y: Parts, n_classes: int, *, n_numeric: int, seed: int) ->
         outputs = {}
         for part in x.keys() - {"train"}:
             stages = model.staged_predict_proba(x[part]) if n_classes else model.staged_predict(x[part])
-            outputs[part] = _of_all_classes(model, next(islice(stages, rounds - 1, None)), n_classes)
+            outputs[part] = _with_all_classes(model, next(islice(stages, rounds - 1, None)), n_classes)
     return Fitted(outputs, f"{rounds} rounds{f', {most:,} rows' if most < n else ''}")
 
 
@@ -136,7 +136,7 @@ def one_hot(x: Parts, n_numeric: int, cardinalities: Sequence[int]) -> Parts:
     return {part: encoder.transform(values) for part, values in x.items()}
 
 
-def _of_all_classes(model: Any, output: np.ndarray, n_classes: int) -> np.ndarray:
+def _with_all_classes(model: Any, output: np.ndarray, n_classes: int) -> np.ndarray:
     """Probabilities (N, C) of a model that may not have seen every class; predictions stay as they are."""
     if not n_classes or output.shape[1] == n_classes:
         return output

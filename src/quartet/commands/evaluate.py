@@ -64,7 +64,7 @@ def report(arguments: DictConfig) -> None:
         show(values)
         predicted.append(one)
         judged.append(values)
-    facts = {"run": str(run), "data": path, "weights": said_of(calibration), "calibration": vars(calibration)}
+    facts = {"run": str(run), "data": path, "weights": calibration_text(calibration), "calibration": vars(calibration)}
     try:
         write_page(run, predicted, judged, facts)
     except OSError as error:  # the metrics are printed: a run on a disk that cannot be written is still evaluated
@@ -101,13 +101,13 @@ def calibrate(run: Run, predicted: Predicted, settings: dict[str, Any]) -> Calib
         found = Calibration(found.temperature, fit_threshold(probability, target, settings["threshold"], costs))
     before, after = predicted.metrics, calibrated(predicted, found).metrics
     changes = (f"{name} {before[f'/{name}']:.4f} → {after[f'/{name}']:.4f}" for name in ("loss", "calibration_error"))
-    print(f"calibrated on validation: {said_of(found, classes)} {', '.join(changes)}")
+    print(f"calibrated on validation: {calibration_text(found, classes)} {', '.join(changes)}")
     save(run, found, goal=settings["threshold"], fitted_on="val", samples=len(target))
     print(f"kept in {printable(str(run.directory / FILE))}; predict.py and evaluate.py use it from now on")
     return found
 
 
-def said_of(calibration: Calibration, classes: tuple[str, ...] = ()) -> str:
+def calibration_text(calibration: Calibration, classes: tuple[str, ...] = ()) -> str:
     said = []
     if calibration.temperature != 1:
         said.append(f"Temperature {calibration.temperature:.3f}.")

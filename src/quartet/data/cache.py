@@ -65,12 +65,12 @@ class Cache:
         one. A file that was cut short, or that another user keeps from being read, is made anew.
         """
         target = self.path / name
-        if not (target.is_file() and os.access(target, os.R_OK) and is_whole(target)):
-            write_whole(target, write, room=self.room, n_bytes=n_bytes)
+        if not (target.is_file() and os.access(target, os.R_OK) and is_complete(target)):
+            write_cached(target, write, room=self.room, n_bytes=n_bytes)
         return target
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether a file of the cache has the size that is noted beside it; one without a note has not."""
     try:
         return path.stat().st_size == int(path.with_name(f"{path.name}.size").read_text("ascii"))
@@ -78,9 +78,9 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str = "", n_bytes: int = 0) -> None:
-    """A file of the cache, written atomically; an OSError says what the user can do about a cache that cannot be written."""
-    folder, begun = target.parent, False
+def write_cached(target: Path, write: Callable[[BinaryIO], object], *, room: str = "", n_bytes: int = 0) -> None:
+    """A complete file of the cache, or none; an OSError says what the user can do about a cache that cannot be written."""
+    folder, opened = target.parent, False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # what killed processes left behind; a file that is being written is younger than a day
@@ -91,12 +91,12 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str 
         if shutil.disk_usage(folder).free < n_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with written(target) as file:
-            begun = True
+            opened = True
             write(file)
             size = file.seek(0, os.SEEK_END)
             file.flush()
             os.fsync(file.fileno())
-        # the size is noted last: a file without it is not whole
+        # the size is noted last: a file without it is incomplete
         with written(target.with_name(f"{target.name}.size")) as note:
             note.write(f"{size}\n".encode("ascii"))
     except OSError as error:
@@ -106,7 +106,7 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str 
                 f"the disk is full: no room in the cache {folder}{needed}; free some, or point QUARTET_CACHE to a folder "
                 "on another disk"
             ) from None
-        if error.errno in UNWRITABLE and not begun:  # once it is begun, permissions are about other files
+        if error.errno in UNWRITABLE and not opened:  # afterwards, permissions are those of other files
             raise PermissionError(
                 f"the cache {folder} cannot be written; point QUARTET_CACHE to a folder of yours"
             ) from None

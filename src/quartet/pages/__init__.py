@@ -49,7 +49,7 @@ def render(format: str, package: str, **content: Any) -> str:
 
 
 def write_pages(stem: Path, package: str, **content: Any) -> None:
-    """`<stem>.md` and `<stem>.html`; each takes the place of its predecessor at once, so that nobody reads half a page."""
+    """`<stem>.md` and `<stem>.html`; each replaces its predecessor atomically."""
     for format in ("md", "html"):
         with written(stem.with_name(f"{stem.name}.{format}")) as file:
             file.write(render(format, package, **content).encode("utf-8", "replace"))

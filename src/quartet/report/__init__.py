@@ -39,7 +39,7 @@ def report_sweep(directory: Path, *, test_winner: bool = False) -> Report:
 
 
 def report_runs(pattern: str, output: Path, *, test_winner: bool = False) -> Report:
-    """Of the runs that a glob names. FileNotFoundError: there are none; ValueError: they monitor different metrics."""
+    """Of the runs that match a glob. FileNotFoundError if none does, ValueError if they monitor different metrics."""
     return _report(Analysis(f"runs {pattern}", output, frame(matching_runs(pattern))), test_winner)
 
 

@@ -33,7 +33,7 @@ WHY = {
 
 
 def write_report(analysis: Analysis) -> None:
-    """All files; each takes the place of its predecessor at once, so that nobody reads half a page."""
+    """All files; each replaces its predecessor atomically."""
     analysis.output.mkdir(parents=True, exist_ok=True)
     # the command that started the sweep, and hardware and versions of the first run that says so
     words = analysis.plan.get("command")
@@ -59,9 +59,9 @@ def setting_tables(analysis: Analysis) -> dict[str, Any]:
     rows: list[list[Any]] = []
     for place, setting in enumerate(ranked, 1):
         estimates = [setting.estimate(goal) for goal in goals]
-        n, begun = len(setting.scored), len(setting.runs) - setting.repeated
+        n, n_started = len(setting.scored), len(setting.runs) - setting.repeated
         row = [str(place), *map(str, estimates), *(text(setting.values[key]) for key in keys)]
-        row += [*(e.interval for e in estimates), str(n) if n == begun else f"{n} of {begun}"]
+        row += [*(e.interval for e in estimates), str(n) if n == n_started else f"{n} of {n_started}"]
         rows.append([*row, links(analysis, setting.scored.values())])
     means, intervals = [f"{goal} mean ± std" for goal in goals], ["95 % interval"] * len(goals)
     found["ranking"] = table(["", *means, *short(keys).values(), *intervals, "n", "runs"], rows, ROWS)

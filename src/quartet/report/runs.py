@@ -28,15 +28,15 @@ LONGEST_REASON = 300  # characters of an error message that are shown
 
 
 def sweep_runs(directory: Path) -> list[Path]:
-    """Every trial of a sweep, also those without a directory; folders with other numbers, such as a date, are none."""
-    begun = {int(path.stem) for path in (directory / "logs").glob("*.log") if path.stem.isdecimal()}
+    """Every trial of a sweep, also those without a directory; folders with other numbers, such as a date, do not count."""
+    started = {int(path.stem) for path in (directory / "logs").glob("*.log") if path.stem.isdecimal()}
     for path in directory.glob("*"):
         if path.name.isdecimal() and any((path / name).is_file() for name in RUN_FILES):
-            begun.add(int(path.name))
+            started.add(int(path.name))
     # a trial has at least one line in Optuna's journal; other sweepers leave no journal
     journal = directory / "journal.log"
-    proposed = (journal.read_bytes().count(b"\n") if journal.is_file() else 0) or 10 * len(begun)
-    trials = begun | set(range(min(max(begun, default=-1) + 1, proposed)))
+    proposed = (journal.read_bytes().count(b"\n") if journal.is_file() else 0) or 10 * len(started)
+    trials = started | set(range(min(max(started, default=-1) + 1, proposed)))
     return [directory / str(number) for number in sorted(trials)]
 
 

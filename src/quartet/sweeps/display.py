@@ -100,8 +100,8 @@ class Display:
         table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(1, 2 * width // 5))
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         table.add_column(no_wrap=True, justify="right")
-        for job, begun in list(self._rows.values())[: max(1, height - 2)]:
-            label, time_so_far = printable(short(job.label)), elapsed(self._refreshed - begun)
+        for job, started_at in list(self._rows.values())[: max(1, height - 2)]:
+            label, time_so_far = printable(short(job.label)), elapsed(self._refreshed - started_at)
             table.add_row(*map(Text, (f"job {job.number}", label, progress(job), time_so_far)))
         ended = sum(self.counts.values())
         parts = [f"{ended} of {self.total} ended" if self.total else f"{ended} ended"]

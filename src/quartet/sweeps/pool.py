@@ -54,8 +54,8 @@ class Attempt:
     process: Any
     log: Path
     number: int = 1
-    begun: float = field(default_factory=time.monotonic)
-    first_begun: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
+    first_started: float = field(default_factory=time.monotonic)
     asked: float = -AGAIN  # when it was last asked to stop
     kill_at: float | None = None  # set once it is over its time limit
 
@@ -143,7 +143,7 @@ class Pool:
                             attempt.signal(signal.SIGKILL)
                         elif stopping or attempt.kill_at is not None:
                             attempt.stop()
-                        elif self.timeout_seconds is not None and now - attempt.begun > self.timeout_seconds:
+                        elif self.timeout_seconds is not None and now - attempt.started > self.timeout_seconds:
                             attempt.kill_at = now + self.grace
                             watcher.overdue(attempt.job, self.timeout_seconds)
                             attempt.stop()
@@ -172,7 +172,7 @@ class Pool:
         process.start()
         attempt = Attempt(job, slot, process, log)
         if before is not None:
-            attempt.number, attempt.first_begun = before.number + 1, before.first_begun
+            attempt.number, attempt.first_started = before.number + 1, before.first_started
         watcher.started(job, log)
         return attempt
 
@@ -186,7 +186,7 @@ class Pool:
             status, message = "stopped", "stopped with the sweep"
         elif status == "killed" and attempt.kill_at is not None:
             status, message = "timeout", f"stopped at its time limit of {elapsed(self.timeout_seconds or 0)}"
-        seconds = time.monotonic() - attempt.first_begun
+        seconds = time.monotonic() - attempt.first_started
         return JobResult(attempt.job, status, message, seconds, attempt.number, attempt.log)
 
 

@@ -42,7 +42,7 @@ class Study:
         return {trial.number: trial.state.name.lower() for trial in self._study.get_trials(deepcopy=False)}
 
     def unfinished(self) -> Iterator[tuple[int, list[str]]]:
-        """Trials that were proposed and have no end yet, with their overrides."""
+        """Trials that were proposed and have not ended yet, with their overrides."""
         from optuna.trial import Trial, TrialState
 
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):

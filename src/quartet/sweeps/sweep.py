@@ -70,7 +70,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
     refuse(problems)
 
     # 2. the first job composes, and groups that are varied have the options that are named
-    first_point = [f"{d.key}={d.values[0] if d.values else (int(d.low or 0) if d.whole else d.low)}" for d in space]
+    first_point = [f"{dimension.key}={dimension.first}" for dimension in space]
     try:
         first = upgrade(loader.load_sweep_config(config, [*fixed, *first_point]))
     except HydraException:
@@ -143,9 +143,9 @@ class Sweep:
             else:
                 unfinished.append((number, point))
         n, total = self.study.n_trials, self.plan.n_trials
-        begun = f", {n - len(unfinished)} of them finished before, {len(unfinished)} to resume" if n else ""
+        progress = f", {n - len(unfinished)} of them finished before, {len(unfinished)} to resume" if n else ""
         pruner = f" with {self.plan.pruner}" if self.plan.pruner else ""
-        say(f"sweep of {total} runs ({self.plan.sampler}{pruner}){begun}: {self.directory}")
+        say(f"sweep of {total} runs ({self.plan.sampler}{pruner}){progress}: {self.directory}")
 
         # 2. the jobs; a sweep that is finished starts no process
         jobs = self._jobs(unfinished)
@@ -185,7 +185,7 @@ class Sweep:
                 with suppress(ValueError):
                     write_hparams(run, build_loggers(opened(run), run.directory), run.read("result.json"))
 
-        # 5. report; a sweep is none the worse without
+        # 5. report; without one the sweep is still complete
         if self.settings["report"]:
             from quartet.report import report_sweep
 

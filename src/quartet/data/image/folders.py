@@ -115,7 +115,7 @@ def _list_folder(folder: str) -> tuple[list[str], list[str]]:
 
 
 def probe(path: str) -> ImageInfo:
-    """Raises an exception for anything but an image, and ValueError for a single pixel: blown up, it teaches nothing."""
+    """Raises an exception for anything but an image, ValueError also for a single pixel, which teaches nothing."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe might wait forever
         raise ValueError("not a file")
     # the whole file, because its hash finds copies and names the cache

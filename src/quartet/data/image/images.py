@@ -116,7 +116,7 @@ class ImageDataModule(DataModule):
             )
         self.mean = torch.tensor(preprocessing["mean"])[:, None, None]  # (C, 1, 1)
         self.std = torch.tensor(preprocessing["std"])[:, None, None]
-        # runs of before images of 16 bits have no range
+        # older runs, from before images of 16 bits, have no range
         span = preprocessing.get("span")
         self.value_range = span and (float(span[0]), float(span[1]))
         if self.value_range and not self.value_range[0] < self.value_range[1]:
