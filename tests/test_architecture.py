@@ -33,6 +33,7 @@ LIBRARIES = {
     },
     # no torch
     **{part: {"hydra", "omegaconf", "filelock"} for part in ("cli", "config", "config_errors", "config_groups", "run")},
+    "old_configs": {"omegaconf"},
     **{part: set() for part in ("signatures", "environment", "objective", "say", "trust", "typed")},
     "files": {"yaml"},
 }  # fmt: skip

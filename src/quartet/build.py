@@ -26,6 +26,7 @@ from quartet.callbacks.freeze import Freeze
 from quartet.config import arguments_of, is_users, plain, settle_monitor
 from quartet.data.base import DataModule, user_path
 from quartet.data.spec import Spec
+from quartet.old_configs import upgrade
 from quartet.run import Run
 from quartet.say import printable, say
 from quartet.signatures import parameters
@@ -69,7 +70,7 @@ def check(config: DictConfig) -> None:
 
     Fills in `monitor.mode`. The config is the user's own: it may use the packages that it names.
     """
-    configs.upgrade(config)
+    upgrade(config)
     trust.grant(trust.packages(plain(config)))
     settle_monitor(config)
     configs.check(config, KINDS)

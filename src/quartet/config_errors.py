@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from quartet import config_groups
-from quartet.config import MOVED, REMOVED
 from quartet.config_groups import CONF
+from quartet.old_configs import MOVED, REMOVED
 from quartet.run import error_text
 
 FULL_ERROR = "HYDRA_FULL_ERROR"

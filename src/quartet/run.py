@@ -27,9 +27,9 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from quartet import trust
-from quartet.config import upgrade
 from quartet.environment import environment, uncommitted_changes
 from quartet.files import check_plain, read_yaml, result_problem, written
+from quartet.old_configs import upgrade
 from quartet.say import printable
 from quartet.system.signals import Interrupted
 from quartet.typed import PROJECT, argument, command, user_path

@@ -10,7 +10,6 @@ Letters: R resamples, N samples, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
@@ -142,8 +141,3 @@ def intervals_of(prediction: Array, target: Array, resamples: int) -> tuple[dict
     if hits in (0, len(target)):
         found["accuracy"] = wilson(hits, len(target))
     return found, n
-
-
-def ones(n: int) -> Any:
-    """The weights of the part itself, (1, N)."""
-    return np.ones((1, n))

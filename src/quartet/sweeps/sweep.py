@@ -21,11 +21,12 @@ from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from quartet.config import check_pairing, settle_monitor, upgrade
+from quartet.config import check_pairing, settle_monitor
 from quartet.config_errors import override_problems
 from quartet.config_groups import CONF, is_group, unknown_options
 from quartet.files import read_metrics
 from quartet.objective import Objective
+from quartet.old_configs import upgrade
 from quartet.run import Run, error_text, make_paths_absolute, refuse_links_out
 from quartet.say import printable, say
 from quartet.signatures import refuse
