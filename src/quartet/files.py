@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -33,23 +33,6 @@ def written(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink()
         raise
-
-
-def cut_back(file: IO[bytes]) -> None:
-    """Truncate a file that is open for appending to its last complete line: a full disk or a killed process cuts lines."""
-    path, size = Path(file.name), file.seek(0, os.SEEK_END)
-    with path.open("rb") as lines:
-        end, block = size, 1 << 16
-        while end > 0:
-            begin = max(0, end - block)
-            lines.seek(begin)
-            found = lines.read(end - begin).rfind(b"\n")
-            if found >= 0:
-                end = begin + found + 1
-                break
-            end = begin
-    if end < size:
-        file.truncate(end)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

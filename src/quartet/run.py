@@ -253,16 +253,16 @@ class Run:
             return "unfinished"
 
     @contextmanager
-    def exclusively(self) -> Iterator[None]:
+    def exclusively(self, timeout: float = LOCK_TIMEOUT_S) -> Iterator[None]:
         """Only one process (the first worker of one run) trains here; a killed one leaves no lock behind.
 
-        Raises BlockingIOError while another one does.
+        Raises BlockingIOError if another one still does after `timeout` seconds.
         """
         if os.environ.get("RANK", "0") != "0":
             yield
             return
         try:
-            with FileLock(self.directory / LOCK, timeout=LOCK_TIMEOUT_S):
+            with FileLock(self.directory / LOCK, timeout=timeout):
                 yield
         except Timeout as error:
             raise BlockingIOError(f"{self} is being trained by another process; stop that one first") from error
@@ -283,10 +283,7 @@ class Run:
 
     def wait_until_free(self, seconds: float = ORPHAN_TIMEOUT_S) -> None:
         """Wait for a process that a kill has left behind to save and stop; BlockingIOError if it does not in time."""
-        until = time.monotonic() + seconds
-        while self.is_busy and time.monotonic() < until:
-            time.sleep(0.1)
-        with self.exclusively():
+        with self.exclusively(seconds):
             pass
 
     def mark_failed(self, error: BaseException, **facts: Any) -> None:

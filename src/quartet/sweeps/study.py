@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
+import os
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from quartet.files import cut_back
 from quartet.objective import Objective
 from quartet.run import error_text
 from quartet.sweeps.plan import JOURNAL, Plan
@@ -213,8 +214,13 @@ def journal_lock(journal: Path) -> Any:
         def acquire(self) -> bool:
             self._lock.acquire()
             # cut off what a killed job has half written, before writing behind it
-            with journal.open("ab") as file:
-                cut_back(file)
+            with journal.open("ab+") as file:
+                if size := file.seek(0, os.SEEK_END):  # an empty file cannot be mapped
+                    # mapped, because the journal of a long sweep is large and only its end is looked at
+                    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                        end = content.rfind(b"\n") + 1
+                    if end < size:
+                        file.truncate(end)
             return True
 
         def release(self) -> None:
