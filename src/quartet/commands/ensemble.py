@@ -87,7 +87,7 @@ def find_members(words: Sequence[str]) -> list[Run]:
     found: dict[str, Run] = {}
     for word in words:
         if word == "latest":
-            word = str(find_sweep("latest"))
+            word = str(find_sweep("latest", planned=True))
         place = user_path(word)
         paths = [place] if os.path.isdir(place) else sorted(glob.glob(place, recursive=True))
         # a sweep is a folder of runs
