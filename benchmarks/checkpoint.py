@@ -18,12 +18,12 @@ from typing import Any
 from pytorch_lightning import Callback, Trainer
 
 from quartet import build
-from quartet.cli import quiet_libraries
 from quartet.commands.train import create
 from quartet.config_errors import compose
 from quartet.engine import checkpoint
 from quartet.engine.fit import train
 from quartet.engine.weights import read_checkpoint
+from quartet.system.quiet import quiet_libraries
 
 SETTINGS = {
     "transformer": ["model=transformer"],

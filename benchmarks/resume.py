@@ -25,11 +25,11 @@ import time
 
 import torch
 
-from quartet.cli import quiet_libraries
 from quartet.commands.train import create
 from quartet.config_errors import compose
 from quartet.engine.fit import train
 from quartet.run import Run
+from quartet.system.quiet import quiet_libraries
 
 TEXT = (
     f"data=text data.path={sysconfig.get_path('stdlib')}/email/*.py data.vocab_size=512"  # some 300 kB, read in no time

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
 import sys
-import threading
 import traceback
-import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -26,6 +23,7 @@ from quartet.config_errors import FULL_ERROR, compose, error_lines, known_keys, 
 from quartet.config_groups import CONF
 from quartet.run import outputs, sweep_command
 from quartet.say import printable
+from quartet.system.quiet import quiet_libraries
 from quartet.system.signals import Interrupted
 
 TRAINING = ("train", "baseline")  # commands that are given the settings of a run, not a run
@@ -108,26 +106,6 @@ def _end_without_reader() -> NoReturn:
 
 def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-
-
-def quiet_libraries() -> None:
-    """Silence what libraries say to developers; errors and our own messages stay."""
-    warnings.filterwarnings(
-        "ignore", module=r"(pytorch_lightning|lightning_fabric|torch|torchmetrics|lightning_utilities|hydra|PIL)(\..*)?"
-    )
-    for package in ("pytorch_lightning", "lightning_fabric"):  # their own level is set when they are imported
-        for name in ("rank_zero", "seed", "distributed"):
-            logging.getLogger(f"{package}.utilities.{name}").setLevel(logging.ERROR)
-
-    def report(failure: threading.ExceptHookArgs) -> None:
-        # TensorBoard's writer keeps its error, mostly a full disk, and raises it at the next value that is logged
-        if type(failure.thread).__name__ != "_AsyncWriterThread":
-            threading.__excepthook__(failure)
-
-    if threading.excepthook is threading.__excepthook__:
-        threading.excepthook = report
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler library
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
 # words of a command line
