@@ -18,11 +18,12 @@ from typing import Any
 from pytorch_lightning import Callback, Trainer
 
 from quartet import build
-from quartet.cli import _compose, quiet_libraries
 from quartet.commands.train import create
+from quartet.config_errors import compose
 from quartet.engine import checkpoint
 from quartet.engine.fit import train
 from quartet.engine.weights import read_checkpoint
+from quartet.system.quiet import quiet_libraries
 
 SETTINGS = {
     "transformer": ["model=transformer"],
@@ -62,7 +63,7 @@ def measure(name: str) -> None:
     write, sync = checkpoint.write, os.fsync
     checkpoint.write, os.fsync = timed(write, writes), timed(sync, syncs)
     try:
-        run, data = create(_compose("train", [*SETTINGS[name], *COMMON]))
+        run, data = create(compose("train", [*SETTINGS[name], *COMMON]))
         train(run, data)
     finally:
         build.build_callbacks, checkpoint.write, os.fsync = made, write, sync

@@ -25,10 +25,11 @@ import time
 
 import torch
 
-from quartet.cli import _compose, quiet_libraries
 from quartet.commands.train import create
+from quartet.config_errors import compose
 from quartet.engine.fit import train
 from quartet.run import Run
+from quartet.system.quiet import quiet_libraries
 
 TEXT = (
     f"data=text data.path={sysconfig.get_path('stdlib')}/email/*.py data.vocab_size=512"  # some 300 kB, read in no time
@@ -102,7 +103,7 @@ def new_run(family: str, world: int) -> Run:
     with open(os.devnull, "w") as nowhere:
         shown, sys.stdout = sys.stdout, nowhere
         try:
-            return create(_compose("train", (strategy + FAMILIES[family] + " " + COMMON).split()))[0]
+            return create(compose("train", (strategy + FAMILIES[family] + " " + COMMON).split()))[0]
         finally:
             sys.stdout = shown
 

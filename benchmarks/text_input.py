@@ -45,7 +45,7 @@ def write_corpus(folder: Path, megabytes: float) -> None:
 
 def start(path: str) -> dict[str, Any]:
     """In a process of its own: to the first batch, then some steps and as many batches alone."""
-    from quartet.cli import quiet_libraries
+    from quartet.system.quiet import quiet_libraries
 
     quiet_libraries()
     from quartet import build

@@ -31,7 +31,9 @@ LIBRARIES = {
         "numpy", "scipy", "optuna", "matplotlib", "omegaconf", "pandas", "jinja2", "markupsafe", "torchmetrics",
         "pytorch_lightning",
     },
-    **{part: {"hydra", "omegaconf", "filelock"} for part in ("cli", "config", "run", "config_groups")},  # no torch
+    # no torch
+    **{part: {"hydra", "omegaconf", "filelock"} for part in ("cli", "config", "config_errors", "config_groups", "run")},
+    "old_configs": {"omegaconf"},
     **{part: set() for part in ("signatures", "environment", "objective", "say", "trust", "typed")},
     "files": {"yaml"},
 }  # fmt: skip

@@ -281,17 +281,19 @@ def test_a_sweep_below_the_home_directory(script, tmp_path):
 
 
 def test_the_table_of_classes_has_the_worst_first(capsys):
-    from quartet.commands.evaluate import per_class
-
-    metrics = {"test/accuracy": 0.5}
-    for name, f1 in (("猫", 0.9), ("a very long name of a class", 0.1), ("of_of", 0.5)):
-        metrics |= {f"test_per_class/f1_of_{name}": f1, f"test_per_class/precision_of_{name}": 1.0}
-    lines = list(per_class(metrics))
-    assert [line.split("  ")[1].strip() for line in lines] == ["class", "a very long name of a class", "of_of", "猫"]
     from rich.cells import cell_len
 
+    from quartet.commands.evaluate import show
+
+    scores = {"猫": 0.9, "a very long name of a class": 0.1, "of_of": 0.5}
+    per_class = {name: {"f1": f1, "precision": 1.0} for name, f1 in scores.items()}
+    empty = {"part": "test", "metrics": {}, "intervals": {}, "gaps": [], "slices": [], "mistakes": []}
+    show({**empty, "per_class": per_class})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1].strip() for line in lines] == ["class", "a very long name of a class", "of_of", "猫"]
     assert len({cell_len(line) for line in lines}) == 1, "aligned, also where letters are two wide"
-    assert list(per_class({"test/rmse": 1.0})) == []
+    show({**empty, "per_class": {}})
+    assert capsys.readouterr().out == ""
 
 
 def test_metrics_without_classes_are_lines_and_nothing_else(script):

@@ -12,7 +12,7 @@ from quartet import signatures
 from quartet.build import build_optimizer, make, plain
 from quartet.commands.evaluate import evaluate
 from quartet.commands.train import create_and_train
-from quartet.config import ADDED, MOVED, upgrade
+from quartet.old_configs import ADDED, MOVED, upgrade
 from quartet.signatures import PositiveInt, Probability, Rule
 
 EVEN = Annotated[int, Rule("an even integer", lambda n: n % 2 == 0)]

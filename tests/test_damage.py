@@ -152,7 +152,7 @@ RESULTS: list[tuple[dict[str, Any], str]] = [
     ({"objective": None}, "objective is not an object"),
     ({"objective": {"name": 3}}, "objective.name is not a text"),
     ({"status": ["completed"]}, "status is not a text"),
-    ({"throughput": [1]}, "throughput is not a number with its unit"),
+    ({"throughput": [1]}, "throughput is not an object"),
 ]
 
 

@@ -27,6 +27,7 @@ from quartet.callbacks.profile import Profile
 from quartet.config import arguments_of, is_users, plain, settle_monitor
 from quartet.data.base import DataModule, user_path
 from quartet.data.spec import Spec
+from quartet.old_configs import upgrade
 from quartet.run import Run
 from quartet.say import printable, say
 from quartet.signatures import parameters
@@ -71,7 +72,7 @@ def check(config: DictConfig) -> None:
 
     Fills in `monitor.mode`. The config is the user's own: it may use the packages that it names.
     """
-    configs.upgrade(config)
+    upgrade(config)
     trust.grant(trust.packages(plain(config)))
     settle_monitor(config)
     configs.check(config, KINDS)
@@ -82,11 +83,13 @@ def opened(run: Run, data_path: str | None = None) -> DictConfig:
 
     `data_path`: where its data are now. Raises ValueError if they are not read from a path.
     """
+    # 1. its data may have moved since
     config, where = run.config, run.directory / "config.yaml"
     if data_path is not None:
         if config.data.get("path") is None:
             raise ValueError(f"data.path={data_path}: {run} reads no files of yours; leave it out")
         config.data.path = user_path(data_path)
+    # 2. believe nothing that it says, least of all whom to trust
     try:
         settle_monitor(config)
         configs.check(config, KINDS, trust.trusted() | run.trusted)
@@ -159,6 +162,7 @@ def build_network(config: DictConfig, spec: Spec) -> nn.Module:
     values = plain(config)
     node, sizes = values["model"], spec.sizes
     target = node["_target_"]
+    # 1. a network of the user's own need not name every size, and the data may lack what it needs
     if is_users(target):
         known = parameters(locate(target, "model"))
         sizes = {name: size for name, size in sizes.items() if known.accept(name)}
@@ -168,6 +172,7 @@ def build_network(config: DictConfig, spec: Spec) -> nn.Module:
                 f"model: {target} needs {', '.join(sorted(missing))}; the data give {', '.join(spec.sizes)}, "
                 "and the rest belongs in the config, such as +model.width=64"
             )
+    # 2. our own get all sizes; those of a damaged file may be absurd
     try:
         network = make(node, "model", **sizes)
     except (*STUMBLES, RuntimeError) as error:
@@ -177,6 +182,7 @@ def build_network(config: DictConfig, spec: Spec) -> nn.Module:
             f"{target} cannot be built with the sizes of the data ({printable(str(error))}); "
             "if preprocessing.json of a run has them, it is damaged: restore it, or train again"
         ) from error
+    # 3. fine-tuning has to know the head
     asked = [
         f"finetune.{key}" for key, neutral in (("freeze", 0), ("backbone_lr", 1)) if values["finetune"][key] != neutral
     ]
@@ -251,7 +257,7 @@ def build_callbacks(config: DictConfig, directory: Path) -> list[Callback]:
 
 
 def build_loggers(config: DictConfig, directory: Path) -> list[Logger]:
-    """The loggers of a run; those that write files are told to write them into it.
+    """The loggers of a run; those that write files write them into it.
 
     Raises ValueError if the package behind one of Quartet's own choices is not installed.
     """
@@ -276,6 +282,7 @@ def build_trainer(
     config: DictConfig, directory: Path, *, train: bool = False, callbacks: tuple[Callback, ...] = ()
 ) -> Trainer:
     """A trainer whose files go to `directory`; for evaluation it logs nothing and keeps no checkpoint."""
+    # evaluation is always of one device: several would have to share out samples, some of them twice
     values, watching = plain(config)["trainer"], list(callbacks)
     loggers: list[Logger] | bool = False
     profiler = values.pop("profiler", None)
@@ -303,6 +310,7 @@ def build_trainer(
     )
     if train:
         loop.install(trainer)
+    # nothing fails where a format is emulated, so a person would not learn why it is slow
     device = trainer.strategy.root_device.type
     for name, dtype in (("bf16", torch.bfloat16), ("16", torch.float16)):
         if str(trainer.precision).startswith(name) and not is_fast(dtype, device):

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
 import os
 import re
 import signal
 import sys
-import threading
 import traceback
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import hydra
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from quartet import config_groups, trust, typed
-from quartet.config import MOVED, REMOVED
+from quartet.config_errors import FULL_ERROR, compose, error_lines, known_keys, override_problems, suggestion
 from quartet.config_groups import CONF
-from quartet.run import error_text, outputs, sweep_command
+from quartet.run import outputs, sweep_command
 from quartet.say import printable
+from quartet.system.quiet import quiet_libraries
 from quartet.system.signals import Interrupted
 
-FULL_ERROR = "HYDRA_FULL_ERROR"
 TRAINING = ("train", "baseline")  # commands that are given the settings of a run, not a run
 # options of Hydra that take a value
 FLAGS = ("config-dir", "cd", "config-path", "cp", "config-name", "cn", "package", "p", "info", "cfg", "c", "sc", "run")
@@ -39,10 +33,6 @@ FLAGS += ("shell-completion", "experimental-rerun", "hydra-help", "version")
 # keys whose value is text, whatever it looks like
 TEXTS = ("run", "run.name", "run.dir", "run.root", "resume", "sweep_directory", "runs", "output", "prompt", "split")
 TEXTS += ("data.path", "finetune.init_from", "input", "prompts", "score", "score_file")
-TORCHVISION = re.compile(
-    r"(alexnet|convnext|densenet|efficientnet|inception|maxvit|mnasnet|mobilenet|regnet|resn|shufflenet|"
-    r"squeezenet|swin|vgg|vit_|wide_resnet)"
-)
 OmegaConf.register_new_resolver("outputs", lambda: str(outputs("outputs")), replace=True)  # for conf/hydra
 
 
@@ -77,12 +67,14 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     print(_message(error, config_name), file=sys.stderr, flush=True)
 
             try:
+                # 1. the words as Hydra reads them, and what they allow
                 words = [quoted(word, sweeps=config_name in TRAINING) for word in sys.argv[1:]]
                 if any(word.startswith("resume=") for word in words):  # the default's data may have no such key
                     words = [re.sub("^data.path=", "++data.path=", word) for word in words]
                 sys.argv[1:] = words
                 _refuse_foreign(config_name, words)
                 trust.inherit(trust.packages_in_words(words))  # what the user types is the user's own
+                # 2. words of a file may be a stranger's, and are looked at only now
                 sys.argv[1:] = words = resumed_arguments(words)
                 if {"-h", "--help"} & set(words):
                     return print(help_text(config_name, work.__globals__.get("__doc__") or "", words))
@@ -116,33 +108,12 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
-def quiet_libraries() -> None:
-    """Silence what libraries say to developers; errors and our own messages stay."""
-    warnings.filterwarnings(
-        "ignore", module=r"(pytorch_lightning|lightning_fabric|torch|torchmetrics|lightning_utilities|hydra|PIL)(\..*)?"
-    )
-    for package in ("pytorch_lightning", "lightning_fabric"):  # their own level is set when they are imported
-        for name in ("rank_zero", "seed", "distributed"):
-            logging.getLogger(f"{package}.utilities.{name}").setLevel(logging.ERROR)
-
-    def report(failure: threading.ExceptHookArgs) -> None:
-        # TensorBoard's writer keeps its error, mostly a full disk, and raises it at the next value that is logged
-        if type(failure.thread).__name__ != "_AsyncWriterThread":
-            threading.__excepthook__(failure)
-
-    if threading.excepthook is threading.__excepthook__:
-        threading.excepthook = report
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler library
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
-
 # words of a command line
 
 
 def help_text(config_name: str, purpose: str, arguments: list[str]) -> str:
     """What can be chosen and what can be set, with the choices made so far; Hydra's own help takes twice as long."""
-    config = _compose(config_name, [word for word in arguments if not word.startswith("-")])
+    config = compose(config_name, [word for word in arguments if not word.startswith("-")])
     names = [path.name for path in sorted(CONF.iterdir()) if path.is_dir() and path.name in config]
     names += ["experiment"] if "model" in config else []
     options = [f"  {name:<12}{', '.join(config_groups.options(name))}" for name in names]
@@ -150,12 +121,6 @@ def help_text(config_name: str, purpose: str, arguments: list[str]) -> str:
     flags = "-m: every combination of values with commas   --cfg job: the config alone   --resolve: references followed"
     told = ["", *choices, flags] if options else [flags]
     return "\n".join([purpose.strip(), "", "set (key=value)", OmegaConf.to_yaml(config), *told])
-
-
-def _compose(config_name: str, overrides: list[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return hydra.compose(config_name, overrides=overrides)
 
 
 def resumed_arguments(words: list[str]) -> list[str]:
@@ -168,6 +133,7 @@ def resumed_arguments(words: list[str]) -> list[str]:
         return words
     if not {"-m", "--multirun"} & set(words):
         raise ValueError(f"sweep.resume={where[-1]} resumes a sweep; say -m too")
+    # 1. what may be wrong with the words of the file; those that the user has typed too are the user's own
     directory, command = sweep_command(where[-1])
     for word in command:
         if not _is_harmless(word) and word not in words:
@@ -181,6 +147,7 @@ def resumed_arguments(words: list[str]) -> list[str]:
             f"{directory / 'sweep.json'} would use the package {', '.join(sorted(named))}, which a file alone cannot ask "
             f"for; if it is yours, set {trust.VARIABLE}={','.join(sorted(named))} or name it in conf/"
         )
+    # 2. the user's words come last, so that they win, but for the place
     place = f"hydra.sweep.dir={typed.hydra(str(directory))}"
     flags = [word for word in words if word.startswith("-")]
     others = [word for word in words if not word.startswith(("-", "sweep.resume="))]
@@ -229,7 +196,7 @@ def _refuse_foreign(config_name: str, words: list[str]) -> None:
                 f"{word}: run= is for scripts/evaluate.py and scripts/generate.py; to resume a run: resume=…"
             )
         if re.fullmatch(r"--?[a-z][\w.]*", key) and value and key.lstrip("-") not in FLAGS:
-            near = _suggestion(key.lstrip("-"), sorted(_known_keys(config_name, [])), value)
+            near = suggestion(key.lstrip("-"), sorted(known_keys(config_name, [])), value)
             raise ValueError(f"{word}: settings have no dashes{near}")
 
 
@@ -249,98 +216,5 @@ def _keep_texts(config: DictConfig) -> None:
 def _message(error: Exception, config_name: str, *, composing: bool = False) -> str:
     theirs = isinstance(error, HydraException | OmegaConfBaseException) or not in_sweep()
     problems = list(override_problems(config_name, sys.argv[1:])) if composing and theirs else []
-    lines = [line for problem in problems or [described(error)] for line in problem.split("\n")]
+    lines = [line for problem in problems or [error_lines(error)] for line in problem.split("\n")]
     return "\n".join(f"error: {printable(line)}" for line in lines)
-
-
-def described(error: Exception) -> str:
-    """What went wrong, for a person: a line for each mistake."""
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: not understood; brackets and quotes come in pairs, 'key=\"some text\"' quotes a text"
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return " ".join(str(error).split())
-    text = error_text(error)
-    return text if isinstance(error, ValueError | OSError) else f"{text} ({FULL_ERROR}=1 shows the traceback)"
-
-
-def override_problems(config_name: str, arguments: list[str]) -> Iterator[str]:
-    """What is wrong with `key=value` arguments that Hydra refused: unknown options and misspelt keys, all of them."""
-    # 1. words that are not settings
-    for word in arguments:
-        if not re.match(r"[-~]|[^=]+=", word):
-            yield f"{word}: a setting is written key=value, such as optimizer.lr=0.01"
-
-    # 2. options that a group does not have
-    pairs = [word.lstrip("+~").partition("=")[::2] for word in arguments if re.match("[^-=][^=]*=", word)]
-    choices = {
-        key: config_groups.named_options(value) for key, value in pairs if (CONF / key).is_dir() and "/" not in key
-    }
-    sound = []
-    for group, chosen in choices.items():
-        known = config_groups.options(group)
-        unknown = [option for option in chosen if option not in known]
-        for option in unknown:
-            near = _suggestion(option, known)
-            if group == "model" and TORCHVISION.match(option):
-                near = f"; a network of torchvision's: model=image model.name={option}"
-            yield f"{group}={option}: unknown {group}{near}; choose from {', '.join(known)}"
-        if chosen and not unknown and chosen[0] != "null":
-            sound.append(f"{group}={chosen[0]}")
-    for key, value in pairs:
-        if key == "hydra/launcher":
-            by_plugins = [name.removesuffix(".yaml") for name in ConfigStore.instance().list(key)]
-            launchers = sorted({*config_groups.options(key), *by_plugins})
-            if value not in launchers:
-                plugin = "the Hydra plugin that brings it is not installed, or the name is another one"
-                yield f"{key}={value}: unknown launcher; {plugin}; here are {', '.join(launchers)}"
-
-    # 3. keys that the composed config does not have
-    keys = _known_keys(config_name, sound)
-    for key, _ in pairs:
-        if key not in choices and key not in keys and not key.startswith("hydra"):
-            moved = f" any more; it is {MOVED[key]} now" if key in MOVED else ""
-            if key in REMOVED:
-                moved = f" any more: {REMOVED[key]}; leave it out"
-            yield f"{key}: no such key{moved or _where_it_exists(key) or _suggestion(key, sorted(keys))}"
-
-    # 4. several values without a sweep
-    multiple = [f"{key}={value}" for key, value in pairs if "," in value and value[0] not in "[({'\""]
-    if multiple and not {"-m", "--multirun"} & set(arguments):
-        yield f"{multiple[0]}: several values need -m (a sweep), or brackets for a list: '{multiple[0].split('=')[0]}=[…]'"
-
-
-def _suggestion(word: str, known: list[str], value: str | None = None) -> str:
-    """The known key with the same last part, else the most similar one."""
-    known = [key for key in known if not key.startswith("length.")]  # trainer.max_epochs and the like follow it
-    same = sorted((key for key in known if key.rpartition(".")[2] == word and "." in key), key=len)
-    near = same or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean {near[0]}{'' if value is None else f'={value}'}?" if near else ""
-
-
-def _where_it_exists(key: str) -> str:
-    """The options of a key's group that have it, or the group that has an option of its name."""
-    group, _, rest = key.partition(".")
-    if rest and (CONF / group).is_dir():
-        contents = {name: config_groups.content(group, name) for name in config_groups.options(group)}
-        there = [name for name, content in contents.items() if rest.partition(".")[0] in content.get(group, content)]
-        return f" with this {group}; {', '.join(there)} {'have' if len(there) > 1 else 'has'} it" if there else ""
-    having = [path.parent.name for path in CONF.glob(f"*/{key}.yaml")] if re.fullmatch(r"\w+", key) else []
-    return f", did you mean {having[0]}={key}?" if having else ""
-
-
-def _known_keys(config_name: str, choices: list[str]) -> set[str]:
-    """Every key of the composed config, with its groups."""
-    try:
-        config = _compose(config_name, choices)
-    except HydraException:
-        config = _compose(config_name, [])
-    found = {path.name for path in CONF.iterdir() if path.is_dir()}
-
-    def collect(values: Any, prefix: str) -> None:
-        for key, value in values.items():
-            found.add(f"{prefix}{key}")
-            if isinstance(value, dict):
-                collect(value, f"{prefix}{key}.")
-
-    collect(OmegaConf.to_container(config, resolve=False), "")
-    return found

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from quartet import trust
 from quartet.config_groups import fitting
@@ -29,59 +29,12 @@ from quartet.signatures import (
     accepts,
     problems,
     refusal,
+    refuse,
 )
-from quartet.typed import PROJECT
 
 GROUPS = ("data", "model", "task", "optimizer", "scheduler", "trainer")  # one node each
 SEVERAL = ("callbacks", "logger")  # a node for each name, or null
 HYDRA_KEYS = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
-
-# keys of older configs, and where they are now
-MOVED = {
-    "model.accepts": "pairing.accepts",
-    "model.window_order": "pairing.window_order",
-    "data.provides": "pairing.provides",
-    "task.predicts": "pairing.predicts",
-    "data.recipe.max_steps": "length.max_steps",
-    "data.recipe.max_epochs": "length.max_epochs",
-    "data.recipe.val_check_interval": "length.val_check_interval",
-    "data.recipe.prompt": "prompt",
-    "data.recipe.dropout": "model.dropout",
-    "data.recipe.token_dropout": "model.token_dropout",
-    "data.recipe.label_smoothing": "task.label_smoothing",
-    "data.recipe.muon_lr": "optimizer.lr",
-    "model.init_from": "finetune.init_from",
-    "model.freeze": "finetune.freeze",
-    "model.backbone_lr": "finetune.backbone_lr",
-    "trainer.max_restarts": "workers.max_restarts",
-    "trainer.rendezvous": "workers.rendezvous",
-}
-
-# keys of older configs that decide nothing any more, and why
-REMOVED = {"data.in_memory_mb": "a text of any size is mapped from the cache"}
-
-# parts that older configs name, and where they are now: a module, or one thing in it
-RENAMED: dict[str, str] = {
-    "quartet.sharding": "quartet.engine.fsdp",
-    "quartet.callbacks.checkpoint": "quartet.engine.checkpoint",
-    "quartet.callbacks.pruning": "quartet.sweeps.pruning",
-    "quartet.callbacks.dashboards.Figures": "quartet.callbacks.figures.Figures",
-    "quartet.callbacks.dashboards.TextSamples": "quartet.callbacks.samples.TextSamples",
-    "quartet.data.tables": "quartet.data.table.tabular",
-    "quartet.data.table_files": "quartet.data.table.own_table",
-    "quartet.data.table.tables": "quartet.data.table.tabular",
-    "quartet.data.table.files": "quartet.data.table.own_table",
-    "quartet.data.labelled_text": "quartet.data.text.classification",
-    "quartet.data.text": "quartet.data.text.language_modeling",
-    "quartet.data.sources": "quartet.data.text.sources",
-    "quartet.data.augment": "quartet.data.image.augment",
-    "quartet.data.image_files": "quartet.data.image.images",
-    "quartet.data.image_sets": "quartet.data.image.sets",
-    "quartet.data.images": "quartet.data.image.images",
-    "quartet.data.images.Digits": "quartet.data.image.sets.Digits",
-}
-
-ADDED = ("length", "prompt", "finetune", "workers", "pairing")  # nodes that older configs do not have
 
 StepsOrNoLimit = Annotated[int, Rule("an integer of at least 1, or -1 for no limit", lambda n: n == -1 or n >= 1)]
 Shares = Annotated[
@@ -152,40 +105,6 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return values
 
 
-def upgrade(config: DictConfig) -> DictConfig:
-    """Move or remove keys of an older config, in place, and add the nodes that it does not have."""
-    with open_dict(config):
-        if missing := [key for key in ADDED if key not in config]:
-            defaults: Any = OmegaConf.load(PROJECT / "conf" / "train.yaml")
-            config.update({key: defaults[key] for key in missing})
-        for old, new in MOVED.items():
-            group, _, name = old.rpartition(".")
-            node = OmegaConf.select(config, group)
-            if not isinstance(node, DictConfig) or name not in node:
-                continue
-            value = node.pop(name)
-            if old.startswith("data.recipe") and new.partition(".")[0] not in ADDED:
-                continue  # it had reached its place by a reference
-            if value is not None:
-                OmegaConf.update(config, new, value, force_add=True)
-        if isinstance(config.get("data"), DictConfig):
-            for key in ("data.recipe", *REMOVED):
-                config.data.pop(key.removeprefix("data."), None)
-        _rename_targets(config)
-    return config
-
-
-def _rename_targets(node: Any) -> None:
-    """Replace the `_target_`s of older configs, wherever they stand."""
-    for key in list(node):
-        value = node._get_node(key)
-        if isinstance(value, DictConfig) and value:
-            _rename_targets(value)
-        elif key == "_target_":
-            module, dot, name = str(value).rpartition(".")
-            node[key] = RENAMED.get(str(value)) or f"{RENAMED.get(module, module)}{dot}{name}"
-
-
 # allow-list
 
 
@@ -198,13 +117,15 @@ def locate(
     derived from one of `kinds`, or a function that is annotated to return one. `among`: the packages that are trusted,
     if the config comes from elsewhere.
     """
+    # 1. by its name alone, because importing a module runs it
     target = str(target)
-    refused = ValueError(f"_target_={printable(target)} is not allowed: ")
+    refused = f"_target_={printable(target)} is not allowed: "
     reason = trust.refusal(target, group, among)
     if reason is not None:
         raise ValueError(f"{refused}{reason}")
+    # 2. import it; what is the user's own may fail in any way
     module, _, name = target.rpartition(".")
-    top, users = target.split(".")[0], target.split(".")[0] not in trust.KNOWN
+    top, users = target.split(".")[0], is_users(target)
     try:
         found = getattr(trust.load(module), name, None)
     except Exception as error:
@@ -213,6 +134,7 @@ def locate(
         remedy = "; put its folder on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
         reason = f"{type(error).__name__}: {printable(str(error))}"
         raise ValueError(f"_target_={target}: importing {module} failed ({reason}){remedy}") from error
+    # 3. what it is, and where it was written: a module also holds what it has imported from elsewhere
     home = str(getattr(found, "__module__", ""))
     ours, home_package = trust.is_ours(home), home.split(".")[0]
     if group is None:
@@ -230,6 +152,17 @@ def locate(
     raise ValueError(f"{refused}{reason if users else 'nothing of that name belongs there'}")
 
 
+def _locate_all(
+    node: dict[str, Any], group: str, kinds: tuple[type, ...], among: set[str] | None = None
+) -> Callable[..., Any]:
+    """The target of a node; ValueError unless it and those of the parts within it may be used."""
+    target = locate(node["_target_"], group, kinds, among)
+    for value in node.values():
+        for inner in trust.targets(value):
+            locate(inner, None, (), among)
+    return target
+
+
 def is_users(target: Any) -> bool:
     """Whether a `_target_` names a package of the user's own."""
     return str(target).split(".")[0] not in trust.KNOWN
@@ -242,15 +175,6 @@ def nodes(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((f"{group}.{name}", node) for name, node in config[group].items() if node is not None)
 
 
-def nested_targets(node: Any) -> Iterator[Any]:
-    """The `_target_` of each part within a part, at whatever depth."""
-    for value in node.values() if isinstance(node, dict) else node:
-        if isinstance(value, dict) and "_target_" in value:
-            yield value["_target_"]
-        if isinstance(value, dict | list):
-            yield from nested_targets(value)
-
-
 def arguments_of(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in HYDRA_KEYS}
 
@@ -260,9 +184,8 @@ def instantiate(node: dict[str, Any], group: str, kinds: tuple[type, ...], *args
 
     Raises ValueError for a target that is not allowed, and for a fact that the config gives too: a size has one source.
     """
-    target = locate(node["_target_"], group, kinds)
-    for inner in nested_targets(node):
-        locate(inner, None, ())
+    target = _locate_all(node, group, kinds)
+    # a size that is given twice would have to be kept equal by hand
     both = sorted(arguments_of(node).keys() & facts.keys())
     if both:
         source = "is set by Quartet" if group == "trainer" else "comes from the data"
@@ -291,8 +214,7 @@ def check(config: DictConfig, kinds: dict[str, tuple[type, ...]], among: set[str
     found: dict[str, str] = {}
     for problem in (*_setting_problems(config), *_node_problems(plain(config), kinds, among)):
         found.setdefault(re.split(r"[ =:]", problem)[0], problem)  # one line for each key is enough
-    if found:
-        raise ValueError("\n".join(found.values()))
+    refuse(found.values())
 
 
 def check_pairing(config: DictConfig) -> None:
@@ -309,9 +231,7 @@ def check_pairing(config: DictConfig) -> None:
 def _node_problems(config: dict[str, Any], kinds: dict[str, tuple[type, ...]], among: set[str] | None) -> Iterator[str]:
     for key, node in nodes(config):
         group = key.split(".")[0]
-        target = locate(node["_target_"], group, kinds[group], among)
-        for inner in nested_targets(node):
-            locate(inner, None, (), among)
+        target = _locate_all(node, group, kinds[group], among)
         narrower = {name.removeprefix(f"{key}."): hint for name, hint in SETTINGS.items() if name.startswith(f"{key}.")}
         yield from problems(target, arguments_of(node), key, narrower)
         # code of a library writes where its arguments say, which knows nothing of runs; what it is derived from does not
@@ -350,6 +270,7 @@ def _setting_problems(config: DictConfig) -> Iterator[str]:
     """Values of keys that are not arguments, and values that contradict each other."""
     from quartet.data.splits import fold_problem  # NumPy: a pair that does not fit is refused before it is imported
 
+    # each by itself
     values = plain(config)
     for key, hint in SETTINGS.items():
         *groups, name = key.split(".")
@@ -358,23 +279,16 @@ def _setting_problems(config: DictConfig) -> Iterator[str]:
             node = (node or {}).get(group)
         if isinstance(node, dict) and name in node and not accepts(hint, node[name]):
             yield refusal(key, hint, node[name])
+    # folds of a cross-validation
     folds, fold = (values["data"].get(key) for key in ("folds", "fold"))
     if accepts(int | None, folds) and accepts(int | None, fold):
         yield from filter(None, [fold_problem(folds, fold)])
 
     # the length of a run and the rhythm of validation
     trainer = values["trainer"]
-    steps, epochs, interval, every, window, batches = map(
-        trainer.get,
-        (
-            "max_steps",
-            "max_epochs",
-            "val_check_interval",
-            "check_val_every_n_epoch",
-            "accumulate_grad_batches",
-            "limit_train_batches",
-        ),
-    )
+    steps, epochs, interval = map(trainer.get, ("max_steps", "max_epochs", "val_check_interval"))
+    every, window = map(trainer.get, ("check_val_every_n_epoch", "accumulate_grad_batches"))
+    batches = trainer.get("limit_train_batches")
     if steps == -1 and epochs == -1:
         yield (
             "trainer.max_steps and trainer.max_epochs are both -1, and schedules are shares of a run; give one of them, "
@@ -430,9 +344,7 @@ def settle_monitor(config: DictConfig) -> None:
             node.mode = monitor.mode if node.monitor == monitor.metric else direction(node.monitor)
         if node.mode is not None:
             watching[f"callbacks.{name}"] = (node.monitor, node.mode)
-    found = [direction_problem(f"{place}.mode", *watched) for place, watched in watching.items()]
-    if any(found):
-        raise ValueError("\n".join(filter(None, found)))
+    refuse(direction_problem(f"{place}.mode", *watched) for place, watched in watching.items())
 
 
 def direction(metric: str) -> str | None:

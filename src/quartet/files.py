@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -22,7 +22,7 @@ RESULT_COUNTS = ("steps", "epochs", "seconds", "peak_memory_bytes", "parameters"
 
 
 @contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
+def written(path: Path) -> Iterator[BinaryIO]:
     """A file to write that replaces `path`, or the link there, atomically at the end."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -33,23 +33,6 @@ def written(path: Path) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             temporary.unlink()
         raise
-
-
-def cut_back(file: IO[bytes]) -> None:
-    """Truncate a file that is open for appending to its last complete line: a full disk or a killed process cuts lines."""
-    path, size = Path(file.name), file.seek(0, os.SEEK_END)
-    with path.open("rb") as lines:
-        end, block = size, 1 << 16
-        while end > 0:
-            begin = max(0, end - block)
-            lines.seek(begin)
-            found = lines.read(end - begin).rfind(b"\n")
-            if found >= 0:
-                end = begin + found + 1
-                break
-            end = begin
-    if end < size:
-        file.truncate(end)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -105,25 +88,24 @@ def result_problem(result: dict[str, Any]) -> str | None:
     def is_number(value: Any) -> bool:
         return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
-    metrics, objective = result.get("metrics", {}), result.get("objective", {})
-    for name, part in (("metrics", metrics), ("objective", objective)):
+    # 1. objects
+    metrics, objective, speed = (result.get(name, {}) for name in ("metrics", "objective", "throughput"))
+    speed = {} if speed is None else speed
+    for name, part in (("metrics", metrics), ("objective", objective), ("throughput", speed)):
         if not isinstance(part, dict):
             return f"{name} is not an object"
-    for name, text in (("status", result.get("status", "")), ("objective.name", objective.get("name") or "")):
+    # 2. texts
+    texts = {"status": result.get("status", ""), "objective.name": objective.get("name") or ""}
+    texts["throughput.unit"] = speed.get("unit", "")
+    for name, text in texts.items():
         if not isinstance(text, str):
             return f"{name} is not a text"
+    # 3. numbers; a metric may be infinite, a count may not
     numbers = {f"metrics.{name}": value for name, value in metrics.items()}
-    numbers["objective.value"] = objective.get("value")
+    numbers |= {"objective.value": objective.get("value"), "throughput.per_second": speed.get("per_second")}
     counts = {name: result.get(name) for name in RESULT_COUNTS}
     for name, value in {**numbers, **counts}.items():
         finite = name not in counts or type(value) is not float or math.isfinite(value)
         if not (value is None or (is_number(value) and finite)):
             return f"{printable(name)} is not a number"
-    speed = result.get("throughput") or {"per_second": 0, "unit": ""}
-    if (
-        not isinstance(speed, dict)
-        or not is_number(speed.get("per_second") or 0)
-        or not isinstance(speed.get("unit"), str)
-    ):
-        return "throughput is not a number with its unit"
     return None

@@ -7,7 +7,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from quartet.files import written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +44,15 @@ def lettered(figure: Figure) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(Glyph .* missing|.*[Ff]ont)")
         yield
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure, atomically. Raises ValueError if the folder is a link, which may lead out of a run."""
+    if path.parent.is_symlink():
+        raise ValueError(f"{path.parent} is a link; put a folder in its place")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as file, lettered(figure):
+        figure.savefig(file, format=path.suffix[1:])
 
 
 @cache

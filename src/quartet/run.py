@@ -27,9 +27,9 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from quartet import trust
-from quartet.config import upgrade
 from quartet.environment import environment, uncommitted_changes
 from quartet.files import check_plain, read_yaml, result_problem, written
+from quartet.old_configs import upgrade
 from quartet.say import printable
 from quartet.system.signals import Interrupted
 from quartet.typed import PROJECT, argument, command, user_path
@@ -142,20 +142,14 @@ class Run:
         `kind`: of what kind, in a word, and whether a config is of it. Raises FileNotFoundError if there is none,
         ValueError if a link in it leads elsewhere.
         """
-        if where == "latest":
-            word, fits = kind or ("run", None)
+        word, fits = kind or ("run", None)
 
-            def is_trained(run: Run) -> bool:
-                whole = any(run.checkpoints.glob("*.ckpt")) or (run.directory / ENSEMBLE).is_file()
-                return whole and run.status != "pruned" and (not fits or fits(run.config))
+        def is_trained(run: Run) -> bool:
+            whole = any(run.checkpoints.glob("*.ckpt")) or (run.directory / ENSEMBLE).is_file()
+            return whole and run.status != "pruned" and (not fits or fits(run.config))
 
-            missing = f"no trained {word} below {outputs(root)}; train one with: {command('train')}"
-            run = cls.newest(outputs(root), is_trained, missing)
-            print(printable(f"latest: {run}"), file=sys.stderr, flush=True)
-        else:
-            run = cls._at(where, "run")
-        refuse_links_out(run.directory, "run")
-        return run
+        missing = f"no trained {word} below {outputs(root)}; train one with: {command('train')}"
+        return cls._find("run", where, root, is_trained, missing)
 
     @classmethod
     def open_for_resume(cls, where: str, root: str | Path = "outputs") -> Run:
@@ -163,14 +157,9 @@ class Run:
 
         Raises ValueError if the run is completed.
         """
-        if where == "latest":
-            missing = f"no run below {outputs(root)} was interrupted or killed; "
-            missing += "name one that failed or was pruned with resume=<directory>"
-            run = cls.newest(outputs(root), lambda run: run.status in ("interrupted", "unfinished"), missing)
-            print(printable(f"latest: {run}"), file=sys.stderr, flush=True)
-        else:
-            run = cls._at(where, "resume")
-        refuse_links_out(run.directory, "run")
+        missing = f"no run below {outputs(root)} was interrupted or killed; "
+        missing += "name one that failed or was pruned with resume=<directory>"
+        run = cls._find("resume", where, root, lambda run: run.status in ("interrupted", "unfinished"), missing)
         if run.status == "completed":
             raise ValueError(
                 f"{run} is completed; its schedule ends where it did: to train longer, start a new run with "
@@ -179,11 +168,21 @@ class Run:
         return run
 
     @classmethod
-    def _at(cls, where: str, key: str) -> Run:
-        for directory in (Path(where).expanduser().resolve(), PROJECT / where):
-            if (directory / "config.yaml").is_file():
-                return cls(directory)
-        raise FileNotFoundError(f"{key}={where} is not a run directory (no config.yaml in it); try {key}=latest")
+    def _find(cls, key: str, where: str, root: str | Path, wanted: Callable[[Run], bool], missing: str) -> Run:
+        """The run at a path, or the newest wanted one; no link in it leads elsewhere."""
+        if where == "latest":
+            run = cls.newest(outputs(root), wanted, missing)
+            print(printable(f"latest: {run}"), file=sys.stderr, flush=True)
+        else:
+            places = (Path(where).expanduser().resolve(), PROJECT / where)
+            found = next((place for place in places if (place / "config.yaml").is_file()), None)
+            if found is None:
+                raise FileNotFoundError(
+                    f"{key}={where} is not a run directory (no config.yaml in it); try {key}=latest"
+                )
+            run = cls(found)
+        refuse_links_out(run.directory, "run")
+        return run
 
     @classmethod
     def newest(cls, root: Path, wanted: Callable[[Run], bool], missing: str) -> Run:
@@ -254,16 +253,16 @@ class Run:
             return "unfinished"
 
     @contextmanager
-    def exclusively(self) -> Iterator[None]:
+    def exclusively(self, timeout: float = LOCK_TIMEOUT_S) -> Iterator[None]:
         """Only one process (the first worker of one run) trains here; a killed one leaves no lock behind.
 
-        Raises BlockingIOError while another one does.
+        Raises BlockingIOError if another one still does after `timeout` seconds.
         """
         if os.environ.get("RANK", "0") != "0":
             yield
             return
         try:
-            with FileLock(self.directory / LOCK, timeout=LOCK_TIMEOUT_S):
+            with FileLock(self.directory / LOCK, timeout=timeout):
                 yield
         except Timeout as error:
             raise BlockingIOError(f"{self} is being trained by another process; stop that one first") from error
@@ -284,10 +283,7 @@ class Run:
 
     def wait_until_free(self, seconds: float = ORPHAN_TIMEOUT_S) -> None:
         """Wait for a process that a kill has left behind to save and stop; BlockingIOError if it does not in time."""
-        until = time.monotonic() + seconds
-        while self.is_busy and time.monotonic() < until:
-            time.sleep(0.1)
-        with self.exclusively():
+        with self.exclusively(seconds):
             pass
 
     def mark_failed(self, error: BaseException, **facts: Any) -> None:
@@ -340,21 +336,32 @@ def outputs(root: str | Path) -> Path:
     return Path(os.environ.get("QUARTET_OUTPUTS") or PROJECT / Path(root).expanduser()).expanduser().absolute()
 
 
-def sweep_command(where: str) -> tuple[Path, list[str]]:
-    """The directory of a sweep, or of the newest one if `where` is "latest", and the arguments that began it.
+def find_sweep(where: str, key: str = "sweep", *, planned: bool = False) -> Path:
+    """The directory of a sweep, or of the newest one if `where` is "latest"; FileNotFoundError if there is none.
 
-    Raises FileNotFoundError if there is none.
+    `planned`: only one that can be resumed, by its `sweep.json`; older ones are known by their runs 0, 1, …
     """
+    root = outputs("outputs") / "sweeps"
+    places = [*root.glob("*")] if where == "latest" else [Path(where).expanduser().absolute(), PROJECT / where]
+    markers = {}
+    for place in places:
+        if (place / "sweep.json").is_file():
+            markers[place] = place / "sweep.json"
+        elif not planned and any(path.is_dir() for path in place.glob("*") if path.name.isdecimal()):
+            markers[place] = place
+    if markers:
+        newest = max(markers, key=lambda place: markers[place].stat().st_mtime_ns)
+        return newest if where == "latest" else next(iter(markers))
     if where == "latest":
-        found = [path.parent for path in (outputs("outputs") / "sweeps").glob("*/sweep.json")]
-        if not found:
-            raise FileNotFoundError(f"no sweep below {outputs('outputs') / 'sweeps'}; start one with -m")
-        directory = max(found, key=lambda path: (path / "sweep.json").stat().st_mtime_ns)
-    else:
-        places = (Path(where).expanduser().absolute(), PROJECT / where)
-        directory = next((place for place in places if (place / "sweep.json").is_file()), None)
-        if directory is None:
-            raise FileNotFoundError(f"{where} is not a sweep (no sweep.json in it); try sweep.resume=latest")
+        start = command("train", "-m", "optimizer.lr=1e-3,3e-3")
+        raise FileNotFoundError(f"no sweep below {root}; start one with: {start}")
+    signs = "no sweep.json in it" if planned else "neither sweep.json nor runs 0, 1, … in it"
+    raise FileNotFoundError(f"{key}={where} is not a sweep ({signs}); try {key}=latest")
+
+
+def sweep_command(where: str) -> tuple[Path, list[str]]:
+    """The directory of a sweep and the arguments that began it; FileNotFoundError if there is none."""
+    directory = find_sweep(where, "sweep.resume", planned=True)
     words = Run(directory).read("sweep.json").get("command")
     if not isinstance(words, list):
         raise ValueError(f"{directory / 'sweep.json'} is damaged (no command in it); start another sweep")

@@ -33,17 +33,22 @@ def columns(rows: Sequence[Sequence[str]], *, left: int) -> str:
     return "\n".join(lines)
 
 
+def elapsed(seconds: float) -> str:
+    """12.3 s, or from a minute on 1:40."""
+    return f"{seconds:.1f} s" if round(seconds) < 60 else duration(seconds)
+
+
 def printable(text: str, keep: str = "") -> str:
     """Text from a file as a terminal may show it: characters that steer it are written out, such as \\x1b, but for `keep`.
 
     They would set titles, clear the screen, turn the direction of writing or pretend to be our own lines.
     """
-    return "".join(c if c in keep or not _steers(c) else c.encode("unicode_escape").decode() for c in text)
-
-
-def _steers(character: str) -> bool:
-    """Control characters, lone surrogates, separators of lines, and marks that turn or hide what is beside them.
-
-    Not the two joiners, without which some scripts and emoji cannot be written.
-    """
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in "\u200c\u200d"
+    # control characters, lone surrogates, separators of lines, and marks that turn or hide what is beside them; not the
+    # two joiners, without which some scripts and emoji cannot be written
+    steering, joiners = ("Cc", "Cf", "Cs", "Zl", "Zp"), "\u200c\u200d"
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if unicodedata.category(c) in steering and c not in keep and c not in joiners
+        else c
+        for c in text
+    )

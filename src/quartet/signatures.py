@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -46,8 +46,10 @@ def parameters(target: Callable[..., Any]) -> Parameters:
     """The arguments of a function or class; `**kwargs` of a class stand for the arguments of its parent."""
     hints: dict[str, Any] = {}
     required: set[str] = set()
-    if getattr(target, "__init__", None) is object.__init__:  # its signature claims to accept anything
+    # the signature of object() claims to accept anything
+    if getattr(target, "__init__", None) is object.__init__:
         return Parameters(hints, required, open_ended=False)
+    # a class that hands **kwargs on has the arguments of its parent too, and so on up
     for owner in target.__mro__ if inspect.isclass(target) else [target]:
         call = owner.__init__ if inspect.isclass(owner) else owner
         try:
@@ -72,31 +74,37 @@ def problems(
     """One sentence for each argument that `target` does not have or would refuse, with its config key.
 
     `narrower` are annotations that count instead of the target's own: those of a library are often too wide. A class
-    that has to compare several of its arguments does so in a static method `problems`, which is given the sound ones.
+    that has to compare several of its arguments does so in a static method `problems`, which gets the valid ones.
     """
+    # 1. each argument by itself
     known = parameters(target)
     hints = {**known.hints, **(narrower or {})}
-    sound = dict(arguments)
+    valid = dict(arguments)
     for name, value in arguments.items():
         if not known.accept(name):
             near = get_close_matches(name, known.hints, n=1)
             yield f"{group}.{name}: {target.__name__} has no such argument" + (
                 f", did you mean {near[0]}?" if near else ""
             )
-            del sound[name]
+            del valid[name]
         elif name in hints and not accepts(hints[name], value):
             yield refusal(f"{group}.{name}", hints[name], value)
-            del sound[name]
+            del valid[name]
+    # 2. what the class says about several of them together
     if hasattr(target, "problems"):
-        yield from target.problems(sound)  # type: ignore[attr-defined]
+        yield from target.problems(valid)  # type: ignore[attr-defined]
 
 
 def check(target: type, arguments: dict[str, Any], group: str = "model") -> None:
     """Raise ValueError with all problems; a constructor calls it with `locals()`, for callers without a config."""
     given = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
-    found = list(problems(target, given, group))
-    if found:
-        raise ValueError("\n".join(found))
+    refuse(problems(target, given, group))
+
+
+def refuse(found: Iterable[str | None]) -> None:
+    """Raise ValueError with a line for each problem, if there are any."""
+    if lines := list(filter(None, found)):
+        raise ValueError("\n".join(lines))
 
 
 def accepts(hint: Any, value: Any) -> bool:
@@ -106,10 +114,12 @@ def accepts(hint: Any, value: Any) -> bool:
         return accepts(inner[0], value) and all(rule.holds(value) for rule in inner[1:] if isinstance(rule, Rule))
     if origin in (typing.Union, types.UnionType):
         return any(accepts(part, value) for part in inner)
+    # True == 1 in Python, but true is not the choice 1
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in inner)
     if origin is list and inner:
         return isinstance(value, list | tuple) and all(accepts(inner[0], item) for item in value)
+    # a bool is an int in Python, and in no config
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -148,7 +158,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return ", ".join(get_close_matches(name, known, n=4, cutoff=0.3) or known)
 
 
-def wrong_settings(kinds: dict[str, Any], values: dict[str, Any], prefix: str = "") -> list[str]:
+def wrong_settings(kinds: dict[str, Any], values: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What is wrong with the settings of a command, a line for each: `kinds` are their annotations."""
     return [
         refusal(f"{prefix}{key}", kind, values[key]) for key, kind in kinds.items() if not accepts(kind, values[key])

@@ -66,7 +66,8 @@ def linear(x: Parts, y: Parts, n_classes: int) -> Fitted:
     with _one_thread():
         for penalty in PENALTIES:
             model.set_params(**({"C": 1 / penalty} if n_classes else {"alpha": penalty})).fit(x["train"], y["train"])
-            outputs = {part: _predicted(model, x[part], n_classes) for part in x if part != "train"}
+            predict = model.predict_proba if n_classes else model.predict
+            outputs = {part: _with_all_classes(model, predict(x[part]), n_classes) for part in x if part != "train"}
             loss = _loss(outputs["val"], y["val"])
             if not loss < best_loss:
                 break
@@ -105,7 +106,7 @@ def boosted(x: Parts, y: Parts, n_classes: int, *, n_numeric: int, seed: int) ->
         outputs = {}
         for part in x.keys() - {"train"}:
             stages = model.staged_predict_proba(x[part]) if n_classes else model.staged_predict(x[part])
-            outputs[part] = _of_all_classes(model, next(islice(stages, rounds - 1, None)), n_classes)
+            outputs[part] = _with_all_classes(model, next(islice(stages, rounds - 1, None)), n_classes)
     return Fitted(outputs, f"{rounds} rounds{f', {most:,} rows' if most < n else ''}")
 
 
@@ -135,11 +136,7 @@ def one_hot(x: Parts, n_numeric: int, cardinalities: Sequence[int]) -> Parts:
     return {part: encoder.transform(values) for part, values in x.items()}
 
 
-def _predicted(model: Any, x: Any, n_classes: int) -> np.ndarray:
-    return _of_all_classes(model, model.predict_proba(x) if n_classes else model.predict(x), n_classes)
-
-
-def _of_all_classes(model: Any, output: np.ndarray, n_classes: int) -> np.ndarray:
+def _with_all_classes(model: Any, output: np.ndarray, n_classes: int) -> np.ndarray:
     """Probabilities (N, C) of a model that may not have seen every class; predictions stay as they are."""
     if not n_classes or output.shape[1] == n_classes:
         return output
@@ -193,13 +190,14 @@ def kneser_ney(train: np.ndarray, streams: Sequence[np.ndarray], max_order: int)
     of the highest order, else as often as there are bytes to continue it to the left. A stream begins after an END.
     """
     lower = [np.full(len(stream), 1 / 256) for stream in streams]  # of the order below: at first, all bytes alike
-    grams = _counted(_grams(train, 1))
+    grams = np.unique(_grams(train, 1), return_counts=True)
     for order in range(1, max_order + 1):
         table = _Discounted(*grams)
         yield [table.interpolated(_grams(s, order), below) for s, below in zip(streams, lower, strict=True)]
         if order < max_order:
-            grams = _counted(_grams(train, order + 1))
-            table = _Discounted(*_counted(grams[0] & np.uint64((1 << 8 * order) - 1)))  # without their first byte
+            grams = np.unique(_grams(train, order + 1), return_counts=True)
+            without_first = grams[0] & np.uint64((1 << 8 * order) - 1)  # of their bytes
+            table = _Discounted(*np.unique(without_first, return_counts=True))
             lower = [table.interpolated(_grams(s, order), below) for s, below in zip(streams, lower, strict=True)]
 
 
@@ -210,13 +208,6 @@ def _grams(stream: np.ndarray, order: int) -> np.ndarray:
     for back in range(order):
         grams |= before[order - 1 - back : len(before) - back] << np.uint64(8 * back)
     return grams
-
-
-def _counted(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different ones, ascending, and how often each occurs."""
-    grams = np.sort(grams)
-    starts = np.flatnonzero(np.concatenate([[True], grams[1:] != grams[:-1]]))
-    return grams[starts], np.diff(starts, append=len(grams))
 
 
 class _Discounted:

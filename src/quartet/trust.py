@@ -42,18 +42,19 @@ _granted: set[str] = set()  # packages that the user of this process has named
 
 def packages(config: Any) -> list[str]:
     """The packages of the user's own that a config names in its `_target_`s, at whatever depth."""
-    return sorted(set(_own(_targets(config))))
+    return sorted(set(_own(targets(config))))
 
 
-def _targets(values: Any) -> Iterator[str]:
+def targets(values: Any) -> Iterator[str]:
+    """Every `_target_` of a config or a part of one, at whatever depth; that of the whole comes last."""
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
-        yield from _targets(value)
+        yield from targets(value)
     if isinstance(values, dict) and "_target_" in values:
         yield str(values["_target_"])
 
 
-def _own(targets: Iterable[str]) -> Iterator[str]:
-    tops = (target.split(".")[0] for target in targets if NAME.fullmatch(target))
+def _own(names: Iterable[str]) -> Iterator[str]:
+    tops = (name.split(".")[0] for name in names if NAME.fullmatch(name))
     return (top for top in tops if top not in KNOWN)
 
 
@@ -74,6 +75,7 @@ def _named_in_environment() -> set[str]:
 
 def _named_in_conf() -> set[str]:
     """Packages that the project's own files name; Hydra's settings in `conf/hydra` are not part of a run."""
+    # read as text, because composing a config would already build what it names
     conf, found = PROJECT / "conf", set()
     for path in conf.rglob("*.yaml"):
         if path.relative_to(conf).parts[0] != "hydra":
@@ -113,10 +115,12 @@ def prefix(config: Any) -> str:
 def refusal(target: str, place: str | None, among: set[str] | None = None) -> str | None:
     """Why a `_target_` may not be imported, from its name alone; None if it may. `among`: the packages that are trusted."""
     module, top = target.rpartition(".")[0], target.split(".")[0]
+    # brackets, spaces or slashes are no name of a module, whatever Python would make of them
     if not NAME.fullmatch(target):
         return "it must name a class or function with its module, such as quartet.models.mlp.MLP"
     if top in (trusted() | _granted if among is None else among):
         return None
+    # of the libraries not everything: torch.utils or torch.hub could run or fetch anything
     if top in ("quartet", *LIBRARIES):
         if is_ours(module) or _is_below(module, THEIRS.get(place or "", ())):
             return None
@@ -125,6 +129,7 @@ def refusal(target: str, place: str | None, among: set[str] | None = None) -> st
         return "nothing of that name belongs there"
     if top in KNOWN:
         return f"nothing of that name belongs there; {ALLOWED}"
+    # a package nobody vouches for may be the user's own: say how to vouch for it
     return f"nothing of that name belongs there; {ALLOWED}; if {top} is yours, set {VARIABLE}={top} or name it in conf/"
 
 

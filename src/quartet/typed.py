@@ -31,6 +31,7 @@ def hydra(text: str) -> str:
     """A text as Hydra reads it: in quotes where it would see something else in it, or nothing at all."""
     if PLAIN.fullmatch(text) and not OTHER.fullmatch(text):
         return text
+    # Hydra's grammar: a backslash counts only before what it quotes, so those that stand there already are doubled
     text = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + r"\${", text)  # no reference to another value
     text = re.sub(r'(\\*)"', lambda match: 2 * match[1] + r"\"", text)
     return '"' + re.sub(r"(\\+)$", lambda match: 2 * match[1], text) + '"'

@@ -67,7 +67,7 @@ def train_directory(directory: Path) -> int:
     run = Run(directory)
     try:
         with stoppable():
-            from quartet.cli import quiet_libraries
+            from quartet.system.quiet import quiet_libraries
 
             quiet_libraries()
             if environment_rank() is not None:

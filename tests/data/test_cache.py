@@ -136,7 +136,7 @@ def test_a_cache_that_may_not_be_written(cache, monkeypatch):
     def refuse(*arguments, **settings):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module, "open", refuse, raising=False)
+    monkeypatch.setattr(module, "written", refuse)
     with pytest.raises(PermissionError, match=r"the cache .* cannot be written; point QUARTET_CACHE to a folder"):
         THINGS.made("k.test", lambda file: None)
 

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from quartet.config import upgrade
 from quartet.data.records import Format, read_records
 from quartet.data.splits import SPLITS
 from quartet.data.table.own_table import TableFile, determines
+from quartet.old_configs import upgrade
 
 SETTINGS = {
     "target": "y", "target_kind": "class", "drop_missing_target": False, "kinds": {}, "separator": None, "encoding": None,

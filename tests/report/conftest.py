@@ -81,14 +81,13 @@ def sketches(monkeypatch):
     """Figures are composed but not rendered, which takes a tenth of a second each."""
     from PIL import Image
 
-    from quartet.report import figures
+    from quartet import lettering
 
     def save(drawn, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (1, 1)).save(path)
-        return path
 
-    monkeypatch.setattr(figures, "save", save)
+    monkeypatch.setattr(lettering, "save", save)
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@ import shlex
 
 import pytest
 
-from quartet.report.runs import curve, find_sweep, frame, matching_runs, objectives, sweep_runs
+from quartet.report.runs import curve, frame, matching_runs, objectives, sweep_runs
+from quartet.run import find_sweep
 
 
 def records(sweep):

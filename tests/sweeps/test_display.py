@@ -57,7 +57,7 @@ def test_plain_lines(job, log, capsys, monkeypatch):
         "job 4 stopped, to begin again (0.0 s)",
     ]
     assert err.splitlines() == [
-        "job 2 is past its time limit of 1.5 min: stopping it",
+        "job 2 is past its time limit of 1:30: stopping it",
         "job 2 stopped at its time limit of 1.5 min; starting it again, from its last checkpoint if it has one",
         "job 3 failed: no (1:02:05)",
         *(f"  | line {i}" for i in range(2, 11)),

@@ -147,7 +147,7 @@ def test_however_a_job_ends_it_is_noticed_at_once_and_the_others_continue(pool, 
     pool(*words, workers=2, ended=ended, timeout_seconds=limit)
     statuses = ["timeout", "completed", "failed", "killed", "killed", "completed"]
     assert [results[n].status for n in range(6)] == statuses
-    for n, told in {0: f"limit of {limit} s", 2: "no such column", 3: "SIGKILL", 4: "exit code 3"}.items():
+    for n, told in {0: f"limit of {limit:.1f} s", 2: "no such column", 3: "SIGKILL", 4: "exit code 3"}.items():
         assert told in results[n].message
     begun = {n: float((tmp_path / str(n) / "begun").read_text()) for n in results}
     assert all(ends[n] - begun[n] < (limit + 3 if n == 0 else limit) for n in results)

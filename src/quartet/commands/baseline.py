@@ -70,8 +70,7 @@ def report(config: DictConfig) -> None:
     Raises ValueError for data that no simple model is made for.
     """
     # 1. the same checks as before training, but that any network will do: none is built
-    words = _training_words(config)
-    config.pairing.accepts = config.pairing.provides
+    accepted, config.pairing.accepts = config.pairing.accepts, config.pairing.provides
     build.check(config)
     if config.data.get("path"):
         config.data.path = user_path(config.data.path)
@@ -109,11 +108,16 @@ def report(config: DictConfig) -> None:
     # 4. in words
     if run:
         cost = f", {result['seconds']:.0f} s of training" if result.get("seconds") else ""
-        print(printable(f"newest run: {run}{cost}; the models above took {seconds:.0f} s"))
+        say(f"newest run: {run}{cost}; the models above took {seconds:.0f} s")
         print("\n".join(verdict(rows, metrics, parts, config, sizes)))
     else:
-        print(printable(f"no completed run on these data below {outputs(config.run.root)}; train one with:"))
-        print(printable(f"  {command('train', *map(shell, words))}"))
+        # the words of this command, with a model that fits the data
+        words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+        fitting = config_groups.fitting("model", "accepts", config.pairing.provides)
+        if accepted != config.pairing.provides and fitting:
+            words = [f"model={fitting[-1]}", *(word for word in words if not word.startswith("model="))]
+        say(f"no completed run on these data below {outputs(config.run.root)}; train one with:")
+        say(f"  {command('train', *map(shell, words))}")
 
     # 5. for programs
     folder = Run(outputs(config.run.root) / "baselines")
@@ -122,16 +126,7 @@ def report(config: DictConfig) -> None:
     facts = {"data": build.plain(config)["data"], "fingerprint": fingerprint, unit: sizes, "seed": config.seed}
     models = {row.name: {"metrics": row.metrics, "choice": row.choice, "seconds": row.seconds} for row in rows}
     folder.write(file, {**facts, "models": models, "run": run and str(run.directory), "run_metrics": metrics})
-    print(printable(f"written: {Run(folder.directory / file)}"), flush=True)
-
-
-def _training_words(config: DictConfig) -> list[str]:
-    """The words of this command as those of a training command, with a model that fits the data."""
-    words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    fitting = config_groups.fitting("model", "accepts", config.pairing.provides)
-    if config.pairing.accepts != config.pairing.provides and fitting:
-        words = [f"model={fitting[-1]}", *(word for word in words if not word.startswith("model="))]
-    return words
+    say(f"written: {Run(folder.directory / file)}")
 
 
 def _timed(name: str, fit: Callable[[], Fitted]) -> tuple[Fitted, float]:
@@ -315,21 +310,20 @@ def table(
         for name, metrics in lines:
             if metrics is run and console.is_terminal:
                 shown.add_section()
-            shown.add_row(Text(printable(name)), *(_cell(metrics.get(key), best[key]) for key in keys))
+            cells = [Text(printable(name))]
+            for key in keys:
+                value, top = metrics.get(key), best[key]
+                # values that look like the best one are marked like it
+                is_best = value is not None and top is not None and number(value) == number(top)
+                said = "–" if value is None else number(value)
+                cells.append(Text(f"{said}{'*' if is_best else ' '}", style="bold" if is_best else ""))
+            shown.add_row(*cells)
         if (
             len(names) == 1
             or Measurement.get(console, console.options.update(width=10_000), shown).maximum <= console.width
         ):
             return shown
         names.pop()
-
-
-def _cell(value: float | None, best: float | None) -> Text:
-    """Values that look like the best one are marked like it."""
-    if value is None:
-        return Text("– ")
-    is_best = best is not None and number(value) == number(best)
-    return Text(f"{number(value)}{'*' if is_best else ' '}", style="bold" if is_best else "")
 
 
 def number(value: float) -> str:

@@ -14,15 +14,15 @@ import numpy as np
 from numpy import ndarray as Array
 from omegaconf import DictConfig, OmegaConf
 
-from quartet import build
+from quartet import build, pages
 from quartet.config import plain
 from quartet.files import written
 from quartet.inference.ensemble import Combination, combined, facts, fit_combination
 from quartet.inference.language import is_language_model
 from quartet.inference.parts import Predicted, predict_part
-from quartet.run import ENSEMBLE, Run, refuse_links_out, signature, sweep_command
+from quartet.run import ENSEMBLE, Run, find_sweep, refuse_links_out, signature
 from quartet.say import printable, say
-from quartet.signatures import Rule, wrong_settings
+from quartet.signatures import Rule, refuse, wrong_settings
 from quartet.typed import argument, command, user_path
 
 SETTINGS: dict[str, Any] = {
@@ -42,8 +42,7 @@ def ensemble(arguments: DictConfig) -> None:
     given = plain(arguments)
     listed = given["runs"] if isinstance(given["runs"], list) else [] if given["runs"] is None else [str(given["runs"])]
     method = given["method"]
-    if wrong := wrong_settings(SETTINGS, {"runs": listed, "method": method}):
-        raise ValueError("\n".join(wrong))
+    refuse(wrong_settings(SETTINGS, {"runs": listed, "method": method}))
     # 1. the runs, and which of them are folds of one setting
     members = find_members(listed)
     configs = [build.opened(run) for run in members]
@@ -88,7 +87,7 @@ def find_members(words: Sequence[str]) -> list[Run]:
     found: dict[str, Run] = {}
     for word in words:
         if word == "latest":
-            word = str(sweep_command("latest")[0])
+            word = str(find_sweep("latest", planned=True))
         place = user_path(word)
         paths = [place] if os.path.isdir(place) else sorted(glob.glob(place, recursive=True))
         # a sweep is a folder of runs
@@ -119,6 +118,7 @@ def check_agreement(members: Sequence[Run], configs: Sequence[DictConfig]) -> bo
     if any(map(is_language_model, configs)):
         raise ValueError("language models cannot be combined: an ensemble is of classifiers or of regressions")
     splits = [{key: plain(config)["data"].get(key) for key in (*SPLIT, "fold")} for config in configs]
+    # folds of one split validate on different samples by design; anything else has to agree
     folds = all(split["fold"] is not None for split in splits) and len({split["fold"] for split in splits}) > 1
     for run, task, own, split in zip(members, tasks, facts, splits, strict=True):
         compared = {
@@ -183,14 +183,14 @@ def write_ensemble(members: Sequence[Run], config: DictConfig, combination: Comb
 def show(members: Sequence[Run], predicted: Sequence[Predicted], whole: Predicted, combination: Combination) -> None:
     """A row for each member with its weight, the ensemble last."""
     names = [name for name in ("/loss", "/accuracy", "/f1", "/rmse", "/r2") if name in whole.metrics]
-    labels = [printable(run.directory.name) for run in members]
-    width = max(map(len, [*labels, "ensemble"]))
-    print(f"  {'validation':<{width}}" + "".join(f"{name[1:]:>12}" for name in names) + "      weight")
-    weights = combination.weights or [float("nan")] * len(members)
-    for label, one, weight in zip(labels, predicted, weights, strict=True):
-        shown = f"{weight:12.3f}" if weight == weight else ""
-        print(f"  {label:<{width}}" + "".join(f"{one.metrics[name]:12.4f}" for name in names) + shown)
-    print(f"  {'ensemble':<{width}}" + "".join(f"{whole.metrics[name]:12.4f}" for name in names))
+    labels = [*(run.directory.name for run in members), "ensemble"]
+    # a stack has coefficients of each class instead of weights
+    weights = [f"{weight:.3f}" for weight in combination.weights or ()] or [""] * len(members)
+    rows = [
+        [label, *(f"{one.metrics[name]:.4f}" for name in names), weight]
+        for label, one, weight in zip(labels, [*predicted, whole], [*weights, ""], strict=True)
+    ]
+    pages.show(pages.table(["validation", *(name[1:] for name in names), "weight"], rows))
     if combination.method != "mean":
         print(
             "  the weights were fitted on this part, so its figure for the ensemble is a little too good; test is honest"

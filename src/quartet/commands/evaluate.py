@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
-from rich.cells import cell_len
 
+from quartet import pages
 from quartet.evaluation.judge import TITLES, calibrated, judge
-from quartet.evaluation.page import gap_sentence, interval, write_page
+from quartet.evaluation.page import interval, tables, write_page
 from quartet.inference.calibration import (
     FILE,
     Calibration,
@@ -24,9 +22,8 @@ from quartet.inference.ensemble import open_model
 from quartet.inference.parts import NEW, Predicted, is_own_data
 from quartet.run import Run
 from quartet.say import printable
-from quartet.signatures import NonNegativeInt, PositiveFloat, Rule, wrong_settings
+from quartet.signatures import NonNegativeInt, PositiveFloat, Rule, refuse, wrong_settings
 
-PER_CLASS = re.compile(r"(val|test|new)_per_class/(\w+?)_of_(.*)", re.DOTALL)
 Columns: TypeAlias = Annotated[list[str], Rule("a list of columns, such as [city,age]", all)] | None
 SETTINGS: dict[str, Any] = {
     "split": Literal["val", "test", None],
@@ -45,9 +42,7 @@ def report(arguments: DictConfig) -> None:
     settings, and for data that are not those of the run where one of its parts is asked for.
     """
     settings: dict[str, Any] = OmegaConf.to_container(arguments, resolve=True)  # type: ignore[assignment]
-    wrong = wrong_settings(SETTINGS, settings) + wrong_settings(COSTS, settings["cost"], "cost.")
-    if wrong:
-        raise ValueError("\n".join(wrong))
+    refuse([*wrong_settings(SETTINGS, settings), *wrong_settings(COSTS, settings["cost"], "cost.")])
     run = Run.open(arguments.run)
     print(f"run: {printable(str(run))}", flush=True)
     # 1. which parts: data at another path are those of the run that have moved, or new ones
@@ -66,12 +61,10 @@ def report(arguments: DictConfig) -> None:
     for part in parts:
         one = calibrated(model.predict_part(part, path), calibration)
         values = judge(one, settings["slices"] or [], settings["resamples"])
-        of_errors = not one.task.spec.classes
-        values["gaps"] = [{**gap, "sentence": gap_sentence(gap, of_errors=of_errors)} for gap in values["gaps"]]
-        show(one, values)
+        show(values)
         predicted.append(one)
         judged.append(values)
-    facts = {"run": str(run), "data": path, "weights": said_of(calibration), "calibration": vars(calibration)}
+    facts = {"run": str(run), "data": path, "weights": calibration_text(calibration), "calibration": vars(calibration)}
     try:
         write_page(run, predicted, judged, facts)
     except OSError as error:  # the metrics are printed: a run on a disk that cannot be written is still evaluated
@@ -98,6 +91,7 @@ def calibrate(run: Run, predicted: Predicted, settings: dict[str, Any]) -> Calib
     if settings["threshold"] and len(classes) != 2:
         raise ValueError(f"threshold={settings['threshold']} is for two classes, and the run has {len(classes)}")
     prediction, target = predicted.outputs["prediction"], predicted.outputs["target"]
+    # what is not fitted now stays as it was; a threshold is one of calibrated probabilities
     found = read_calibration(run)
     if settings["calibrate"]:
         found = Calibration(fit_temperature(prediction, target), found.threshold)
@@ -107,13 +101,13 @@ def calibrate(run: Run, predicted: Predicted, settings: dict[str, Any]) -> Calib
         found = Calibration(found.temperature, fit_threshold(probability, target, settings["threshold"], costs))
     before, after = predicted.metrics, calibrated(predicted, found).metrics
     changes = (f"{name} {before[f'/{name}']:.4f} → {after[f'/{name}']:.4f}" for name in ("loss", "calibration_error"))
-    print(f"calibrated on validation: {said_of(found, classes)} {', '.join(changes)}")
+    print(f"calibrated on validation: {calibration_text(found, classes)} {', '.join(changes)}")
     save(run, found, goal=settings["threshold"], fitted_on="val", samples=len(target))
     print(f"kept in {printable(str(run.directory / FILE))}; predict.py and evaluate.py use it from now on")
     return found
 
 
-def said_of(calibration: Calibration, classes: tuple[str, ...] = ()) -> str:
+def calibration_text(calibration: Calibration, classes: tuple[str, ...] = ()) -> str:
     said = []
     if calibration.temperature != 1:
         said.append(f"Temperature {calibration.temperature:.3f}.")
@@ -123,36 +117,15 @@ def said_of(calibration: Calibration, classes: tuple[str, ...] = ()) -> str:
     return " ".join(said) or "Not calibrated."
 
 
-def show(predicted: Predicted, judged: dict[str, Any]) -> None:
+def show(judged: dict[str, Any]) -> None:
     """The metrics of a part with their intervals, the largest gaps, and a row for each class."""
-    part = predicted.part
+    part = judged["part"]
     if part == NEW:
         print(f"{TITLES[NEW]}: {judged['samples']:,} samples")
-    metrics = {f"{part}{name}": value for name, value in predicted.metrics.items()}
-    of_all = {printable(name): value for name, value in metrics.items() if not PER_CLASS.fullmatch(name)}
-    width = max(28, *map(len, of_all))
-    for name, value in of_all.items():
-        limits = judged["intervals"].get(name.partition("/")[2])
-        print(f"  {name:<{width}} {value:.6f}  {interval(limits)}".rstrip())
+    for name, value in judged["metrics"].items():
+        print(f"  {printable(f'{part}/{name}'):<28} {value:.6f}  {interval(judged['intervals'].get(name))}".rstrip())
     for gap in judged["gaps"][:3]:
         print(f"  gap, {printable(gap['sentence'])}")
-    for line in per_class(metrics):
-        print(line)
+    if judged["per_class"]:
+        pages.show(tables(judged)["classes"])
     sys.stdout.flush()
-
-
-def per_class(metrics: dict[str, float]) -> Iterator[str]:
-    """The lines of a table with a row for each class, that of the lowest F1 first; empty without classes."""
-    table: dict[str, dict[str, float]] = {}
-    for name, value in metrics.items():
-        if found := PER_CLASS.fullmatch(name):
-            table.setdefault(printable(found[3]), {})[found[2]] = value
-    if not table:
-        return
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    rows = sorted(table.items(), key=lambda item: item[1].get("f1", next(iter(item[1].values()))))
-    width = max(cell_len(name) for name in ("class", *table))  # on a terminal, where some letters are two wide
-    yield f"  {'class':<{width}}" + "".join(f"{column:>12}" for column in columns)
-    for name, row in rows:
-        cells = "".join(f"{row[column]:>12.4f}" if column in row else " " * 12 for column in columns)
-        yield f"  {name}{' ' * (width - cell_len(name))}{cells}"

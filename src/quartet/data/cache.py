@@ -12,7 +12,6 @@ import json
 import mmap
 import os
 import re
-import secrets
 import shutil
 import time
 import warnings
@@ -25,9 +24,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from quartet.files import written
+
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
 DAY = 24 * 3600  # seconds
-LEFTOVER = re.compile(r"\..+\.[0-9a-f]{12}(\.size)?")  # names of files that are being written
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}([0-9a-f]{4}(\.size)?)?")  # files that are being written; 12 digits until 2026
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -64,12 +65,12 @@ class Cache:
         one. A file that was cut short, or that another user keeps from being read, is made anew.
         """
         target = self.path / name
-        if not (target.is_file() and os.access(target, os.R_OK) and is_whole(target)):
-            write_whole(target, write, room=self.room, n_bytes=n_bytes)
+        if not (target.is_file() and os.access(target, os.R_OK) and is_complete(target)):
+            write_cached(target, write, room=self.room, n_bytes=n_bytes)
         return target
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether a file of the cache has the size that is noted beside it; one without a note has not."""
     try:
         return path.stat().st_size == int(path.with_name(f"{path.name}.size").read_text("ascii"))
@@ -77,9 +78,9 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str = "", n_bytes: int = 0) -> None:
-    """A file of the cache, written atomically; an OSError says what the user can do about a cache that cannot be written."""
-    folder, temporary = target.parent, None
+def write_cached(target: Path, write: Callable[[BinaryIO], object], *, room: str = "", n_bytes: int = 0) -> None:
+    """A complete file of the cache, or none; an OSError says what the user can do about a cache that cannot be written."""
+    folder, opened = target.parent, False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # what killed processes left behind; a file that is being written is younger than a day
@@ -89,30 +90,23 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object], *, room: str 
                     path.unlink()
         if shutil.disk_usage(folder).free < n_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        path = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-        with open(path, "xb") as file:  # with the permissions that the umask leaves: a cache may be a group's
-            temporary = path
+        with written(target) as file:
+            opened = True
             write(file)
+            size = file.seek(0, os.SEEK_END)
             file.flush()
             os.fsync(file.fileno())
-        size = path.stat().st_size
-        os.replace(path, target)
-        # the size is noted last: a file without it is not whole
-        note = target.with_name(f"{target.name}.size")
-        temporary = note.with_name(f"{path.name}.size")
-        temporary.write_text(f"{size}\n", encoding="ascii")
-        os.replace(temporary, note)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        number = error.errno if isinstance(error, OSError) else None
-        if number in FULL:
+        # the size is noted last: a file without it is incomplete
+        with written(target.with_name(f"{target.name}.size")) as note:
+            note.write(f"{size}\n".encode("ascii"))
+    except OSError as error:
+        if error.errno in FULL:
             needed = f" ({room})" if room else ""
             raise OSError(
                 f"the disk is full: no room in the cache {folder}{needed}; free some, or point QUARTET_CACHE to a folder "
                 "on another disk"
             ) from None
-        if number in UNWRITABLE and temporary is None:  # once it is begun, permissions are about other files
+        if error.errno in UNWRITABLE and not opened:  # afterwards, permissions are those of other files
             raise PermissionError(
                 f"the cache {folder} cannot be written; point QUARTET_CACHE to a folder of yours"
             ) from None

@@ -56,11 +56,13 @@ def list_files(folder: str, shown: str) -> list[str]:
     """Names of all files below a folder (`shown` in messages), with forward slashes; each linked folder once."""
 
     def refuse(error: OSError) -> None:
-        raise PermissionError(f"no permission to read {error.filename} below {shown}; ask its owner") from None
+        remedy = f"allow it (chmod -R u+rX) or take it out of {shown}"
+        raise PermissionError(f"no permission to read {error.filename}; {remedy}") from None
 
     names, seen = [], {os.path.realpath(folder)}
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        names += [Path(parent, name).relative_to(folder).as_posix() for name in files if not is_left_behind(name)]
+        below = os.path.relpath(parent, folder).replace(os.sep, "/")
+        names += [name if below == "." else f"{below}/{name}" for name in files if not is_left_behind(name)]
         # descend into each real folder once: links may lead back to a folder above
         visible, folders[:] = sorted(name for name in folders if not is_left_behind(name)), []
         for name in visible:

@@ -10,10 +10,10 @@ Letters: R resamples, N samples, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
+from scipy import stats
 
 RESAMPLES = 1000  # what percentiles of 2.5 and 97.5 need (Efron & Tibshirani 1993)
 FEWEST = 100  # of very many samples, where the interval is narrow anyway
@@ -118,11 +118,10 @@ def bootstrap(
     return intervals, resamples
 
 
-def wilson(hits: float, n: int) -> tuple[float, float]:
+def wilson(hits: int, n: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927): unlike the bootstrap it is not empty if all or none are right."""
-    z = 1.959964
-    centre, width = (hits + z**2 / 2) / (n + z**2), z * np.sqrt(hits * (n - hits) / n + z**2 / 4) / (n + z**2)
-    return max(0.0, float(centre - width)), min(1.0, float(centre + width))
+    limits = stats.binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
+    return float(limits.low), float(limits.high)
 
 
 def intervals_of(prediction: Array, target: Array, resamples: int) -> tuple[dict[str, tuple[float, float]], int]:
@@ -138,12 +137,7 @@ def intervals_of(prediction: Array, target: Array, resamples: int) -> tuple[dict
         resamples=resamples,
         columns=probabilities.shape[1],
     )
-    hits = float((probabilities.argmax(1) == target).sum())
+    hits = int((probabilities.argmax(1) == target).sum())
     if hits in (0, len(target)):
         found["accuracy"] = wilson(hits, len(target))
     return found, n
-
-
-def ones(n: int) -> Any:
-    """The weights of the part itself, (1, N)."""
-    return np.ones((1, n))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,12 +39,15 @@ def calibrated(predicted: Predicted, calibration: Calibration) -> Predicted:
     metrics = predicted.task.measure(torch.from_numpy(prediction), torch.from_numpy(target))
     metrics["/loss"] = float(cross_entropies(prediction, target).mean())
     if calibration.threshold is not None:
-        said, hits = calibration.decide(prediction), target == 1
-        right = (said == 1) & hits
-        shares = [float((said[hits == side] == side).mean()) for side in (False, True) if (hits == side).any()]
-        metrics["/accuracy_at_threshold"] = float((said == target).mean())
-        metrics["/f1_at_threshold"] = float(2 * right.sum() / max((said == 1).sum() + hits.sum(), 1))
-        metrics["/balanced_accuracy_at_threshold"] = float(np.mean(shares))
+        from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+        said = calibration.decide(prediction)
+        empty: dict[str, Any] = {"zero_division": 0.0}
+        metrics["/accuracy_at_threshold"] = float(accuracy_score(target, said))
+        metrics["/f1_at_threshold"] = float(f1_score(target, said, **empty))
+        # not balanced_accuracy_score, which warns if a class is missing
+        recalls = recall_score(target, said, labels=np.unique(target), average="macro", **empty)
+        metrics["/balanced_accuracy_at_threshold"] = float(recalls)
     return predicted._replace(outputs=outputs, metrics=metrics)
 
 
@@ -66,6 +70,7 @@ def judge(predicted: Predicted, names: list[str], resamples: int) -> dict[str, A
         metric, _, label = name.removeprefix("_per_class/").partition("_of_")
         judged["per_class"].setdefault(label, {})[metric] = value
     if not predicted.has_predictions:
+        # of a language model only sums over each window were kept: its predictions would not fit into memory
         sums = {
             name.removeprefix("sum_"): x.astype(np.float64) for name, x in outputs.items() if name.startswith("sum_")
         }
@@ -88,9 +93,9 @@ def judge(predicted: Predicted, names: list[str], resamples: int) -> dict[str, A
         columns = {"class": np.array(classes, dtype=object)[target], **columns}
     parts, gaps = slices(columns, prediction, target)
     judged["slices"] = [vars(one) for one in parts]
+    score = "accuracy" if classes else "mean absolute error"
     judged["gaps"] = [
-        {"column": gap.column, "size": gap.size, "apart": gap.apart, "worst": vars(gap.worst), "best": vars(gap.best)}
-        for gap in gaps
+        {**asdict(gap), "size": gap.size, "apart": gap.apart, "sentence": gap.sentence(score)} for gap in gaps
     ]
     # 3. the worst mistakes
     worst = mistakes(prediction, target)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
-from quartet.callbacks.figures import optional, render
+from quartet.callbacks.figures import optional
 from quartet.evaluation.judge import TITLES, draw
-from quartet.files import written
 from quartet.inference.parts import Predicted
-from quartet.pages import digits, table
-from quartet.pages import render as page
+from quartet.pages import digits, embedded, table, write_pages
 from quartet.run import Run
 
 ALTS = {
@@ -23,9 +20,6 @@ ALTS = {
 
 
 def write_page(run: Run, predicted: list[Predicted], judged: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """All files; each takes the place of its predecessor atomically."""
-    from PIL import Image
-
     # 1. the numbers first: they stay if no figure can be drawn
     run.write("evaluation.json", {**facts, "parts": judged})
     # 2. figures, as files beside the Markdown page and inside the HTML page
@@ -35,18 +29,12 @@ def write_page(run: Run, predicted: list[Predicted], judged: list[dict[str, Any]
         with optional(f"figures of the {TITLES[one.part]} part"):
             for name, figure in draw(one, values).items():
                 path = run.directory / "figures" / f"evaluation_{one.part}_{name}.png"
-                path.parent.mkdir(exist_ok=True)
-                with written(path) as file:
-                    Image.fromarray(render(figure)).save(file, format="png")
-                data = base64.b64encode(path.read_bytes()).decode()
-                figures[name] = {"path": f"figures/{path.name}", "data": data, "alt": ALTS[name]}
+                figures[name] = {**embedded(figure, path), "alt": ALTS[name]}
         parts.append({**values, "title": TITLES[one.part], "tables": tables(values), "figures": figures})
     # 3. both pages from one template
     every = {f"{part['part']}_{name}": figure for part in parts for name, figure in part["figures"].items()}
     content = {"title": f"Evaluation: {run.directory.name}", "parts": parts, "facts": facts, "figures": every}
-    for format in ("md", "html"):
-        with written(run.directory / f"evaluation.{format}") as file:
-            file.write(page(format, "quartet.evaluation", **content).encode("utf-8", "replace"))
+    write_pages(run.directory / "evaluation", "quartet.evaluation", **content)
 
 
 def tables(judged: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +42,7 @@ def tables(judged: dict[str, Any]) -> dict[str, Any]:
     intervals = judged["intervals"]
     metrics = [[name, f"{value:.4f}", interval(intervals.get(name))] for name, value in judged["metrics"].items()]
     found = {"metrics": table(["metric", "value", "95 % interval"], metrics)}
+    # a class without samples lacks some of its metrics
     columns = list(dict.fromkeys(name for row in judged["per_class"].values() for name in row))
     worst = sorted(judged["per_class"].items(), key=lambda item: item[1].get("f1", 0.0))
     rows = [[label, *(f"{row[name]:.4f}" if name in row else "–" for name in columns)] for label, row in worst]
@@ -64,25 +53,11 @@ def tables(judged: dict[str, Any]) -> dict[str, Any]:
     ]
     score = "accuracy" if judged["per_class"] else "mean absolute error"
     found["slices"] = table(["column", "value", "samples", score, "95 % interval"], slices, 60, "evaluation.json")
-    mistakes = judged["mistakes"]
-    header = list(mistakes[0]) if mistakes else []
-    found["mistakes"] = table(header, [[_said(x) for x in row.values()] for row in mistakes])
+    mistakes = [[digits(x) if isinstance(x, float) else str(x) for x in row.values()] for row in judged["mistakes"]]
+    found["mistakes"] = table(list(judged["mistakes"][0]) if mistakes else [], mistakes)
     return found
 
 
 def interval(limits: tuple[float, float] | None) -> str:
     low_and_high = [f"{x:.4g}" if abs(x) >= 0.01 else f"{x:.4f}" for x in limits or ()]
     return f"[{', '.join(low_and_high)}]" if low_and_high else ""
-
-
-def gap_sentence(gap: dict[str, Any], *, of_errors: bool) -> str:
-    """Which slice is worse than which, and whether that may be chance."""
-    worst, best = gap["worst"], gap["best"]
-    score = "mean absolute error" if of_errors else "accuracy"
-    sure = "their intervals do not overlap" if gap["apart"] else "their intervals overlap: it may be chance"
-    shown = (f"{one['score']:.3g} for {one['value']} (n = {one['n']})" for one in (worst, best))
-    return f"{gap['column']}: {score} {' and '.join(shown)}; {sure}"
-
-
-def _said(value: Any) -> str:
-    return digits(value) if isinstance(value, float) else str(value)

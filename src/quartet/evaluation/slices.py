@@ -45,6 +45,12 @@ class Gap:
         first, second = sorted((self.best, self.worst), key=lambda one: one.score)
         return first.high < second.low
 
+    def sentence(self, score: str) -> str:
+        """Which slice is worse than which, and whether that may be chance."""
+        sure = "their intervals do not overlap" if self.apart else "their intervals overlap: it may be chance"
+        shown = (f"{one.score:.3g} for {one.value} (n = {one.n})" for one in (self.worst, self.best))
+        return f"{self.column}: {score} {' and '.join(shown)}; {sure}"
+
 
 def groups(values: Array) -> Array:
     """A name of a slice for each value (N,): quarters of numbers, frequent values, "other" and "(missing)"."""
@@ -74,8 +80,10 @@ def slices(columns: dict[str, Array], prediction: Array, target: Array) -> tuple
         for value in dict.fromkeys(names.tolist()):
             member = names == value
             own.append(Slice(column, str(value), int(member.sum()), *_score(prediction[member], target[member])))
+        # accuracies rise and errors fall towards the best
         own.sort(key=lambda one: one.score, reverse=prediction.ndim == 1)  # the worst first
         found += own
+        # small slices are listed, but a gap to one of them would mostly be chance
         compared = [one for one in own if one.n >= SMALLEST]
         if len(compared) > 1:
             gaps.append(Gap(column, best=compared[-1], worst=compared[0]))

@@ -1,7 +1,7 @@
 """The report of a sweep, or of any runs: report.md, report.html, runs.csv and figures in one directory.
 
 A report judges by validation metrics. It looks at the data again for two things only: out-of-fold metrics of complete
-cross-validations and, if asked, one test of the winner. pandas and matplotlib are imported late: `--help` needs neither.
+cross-validations and, if asked, one test of the winner.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from quartet.run import Run, outputs
+from quartet.pages import digits
+from quartet.report.analysis import Analysis
+from quartet.report.held_out import out_of_fold, read_test, test_once
+from quartet.report.page import probability, write_report
+from quartet.report.runs import frame, matching_runs, read_json, sweep_runs
+from quartet.report.statistics import estimate
+from quartet.run import Run, find_sweep, outputs
 from quartet.typed import EVERYWHERE, command
-
-if TYPE_CHECKING:
-    from quartet.report.analysis import Analysis
 
 POOLED = 3  # settings, best first, whose out-of-fold metrics are computed: each costs a validation of every fold
 FRONT = 5  # settings of a Pareto front that a terminal shows
@@ -32,25 +34,17 @@ class Report:
 
 def report_sweep(directory: Path, *, test_winner: bool = False) -> Report:
     """A sweep gets a report also if nothing is completed."""
-    from quartet.report.analysis import Analysis
-    from quartet.report.runs import frame, read_json, sweep_runs
-
     runs, plan = frame(sweep_runs(directory)), read_json(directory / "sweep.json")
     return _report(Analysis(f"sweep {directory.name}", directory, runs, plan), test_winner)
 
 
 def report_runs(pattern: str, output: Path, *, test_winner: bool = False) -> Report:
-    """Of the runs that a glob names. FileNotFoundError: there are none; ValueError: they monitor different metrics."""
-    from quartet.report.analysis import Analysis
-    from quartet.report.runs import frame, matching_runs
-
+    """Of the runs that match a glob. FileNotFoundError if none does, ValueError if they monitor different metrics."""
     return _report(Analysis(f"runs {pattern}", output, frame(matching_runs(pattern))), test_winner)
 
 
 def report(sweep: str, runs: str | None, output: str | None, test_winner: bool) -> Report:
     """The command scripts/report.py."""
-    from quartet.report.runs import find_sweep
-
     if runs is None:
         if output is not None:
             raise ValueError(f"output={output} goes with runs=<glob>; the report of a sweep is written into the sweep")
@@ -61,9 +55,6 @@ def report(sweep: str, runs: str | None, output: str | None, test_winner: bool) 
 
 
 def _report(analysis: Analysis, test_winner: bool) -> Report:
-    from quartet.report.held_out import out_of_fold, read_test, test_once
-    from quartet.report.page import write_report
-
     # 1. the one test of the winner
     if test_winner and analysis.winner is None:
         if not analysis.ranked:
@@ -88,10 +79,6 @@ def _report(analysis: Analysis, test_winner: bool) -> Report:
 
 
 def _summary(analysis: Analysis) -> str:
-    from quartet.pages import digits
-    from quartet.report.page import probability
-    from quartet.report.statistics import estimate
-
     metric, winner = analysis.metric, analysis.winner
     lines = [f"{'best: ' if winner else ''}{analysis.headline}"]
     if (tests := analysis.comparison) and tests.t_test is not None:

@@ -113,7 +113,7 @@ def settings(runs: Frame, plan: dict[str, Any]) -> list[Setting]:
 def parameters(runs: Frame, plan: dict[str, Any]) -> list[str]:
     """The keys that tell settings apart: those of the sweep, else what differs, without what follows from a choice."""
     known = configured(runs)
-    shown = [key for key in _space(plan) if key == "data.path" or not REPETITION.match(key)]
+    shown = [key for key in varied_words(plan) if key == "data.path" or not REPETITION.match(key)]
     differing, choices = [key for key in _differing(known) if key not in shown], shown.copy()
     if not shown:
         # without a plan the commands say what was meant: first the config groups that were chosen differently and have
@@ -161,7 +161,7 @@ def is_log(key: str, values: Iterable[Any], plan: dict[str, Any]) -> bool:
     found = {value for value in values if is_number(value)}
     if not found or min(found) <= 0:
         return False
-    words = _space(plan).get(key, "")
+    words = varied_words(plan).get(key, "")
     if re.match(r"tag\([^()]*\blog\b", words):
         return True
     return not re.search(r"\b(interval|range)\(", words) and len(found) > 2 and max(found) >= 10 * min(found)
@@ -183,7 +183,8 @@ def short(keys: Iterable[str]) -> dict[str, str]:
     return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
 
-def _space(plan: dict[str, Any]) -> dict[str, str]:
+def varied_words(plan: dict[str, Any]) -> dict[str, str]:
+    """What a sweep varies, in Hydra's words, by key."""
     return {key.lstrip("+~"): str(value) for key, value in mapping(plan, "space").items()}
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from quartet.files import written
-from quartet.lettering import lettered, new_figure
+from quartet.lettering import new_figure
 from quartet.report.analysis import Analysis, Setting, short, text
 from quartet.report.runs import curve, numbers
 from quartet.report.statistics import is_number
@@ -41,16 +39,6 @@ def figure(height: float, **subplots: Any) -> tuple[Figure, Any]:
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
     return drawn, panels
-
-
-def save(drawn: Figure, path: Path) -> Path:
-    """Raises ValueError if the folder is a link, which may lead out of the report."""
-    if path.parent.is_symlink():
-        raise ValueError(f"{path.parent} is a link; put a folder in its place")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as file, lettered(drawn):
-        drawn.savefig(file, format=path.suffix[1:])
-    return path
 
 
 def labels(settings: Sequence[Setting]) -> list[str]:

@@ -6,7 +6,6 @@ but the run directories, by relative links.
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 from collections.abc import Iterable
@@ -16,11 +15,12 @@ from typing import Any
 import pandas as pd
 
 from quartet.files import RESULT_COUNTS, written
-from quartet.pages import digits, render, table
+from quartet.pages import digits, embedded, table, write_pages
 from quartet.report import figures
 from quartet.report.analysis import Analysis, column, configured, short, text
 from quartet.report.runs import STATUSES, Frame, mapping, numbers
 from quartet.report.statistics import estimate
+from quartet.say import elapsed
 from quartet.typed import repeated
 
 ROWS = 20  # of the long tables; runs.csv has all of them
@@ -33,7 +33,7 @@ WHY = {
 
 
 def write_report(analysis: Analysis) -> None:
-    """All files; each takes the place of its predecessor at once, so that nobody reads half a page."""
+    """All files; each replaces its predecessor atomically."""
     analysis.output.mkdir(parents=True, exist_ok=True)
     # the command that started the sweep, and hardware and versions of the first run that says so
     words = analysis.plan.get("command")
@@ -44,12 +44,10 @@ def write_report(analysis: Analysis) -> None:
         "command": repeated(map(str, words), sweep=True) if words and isinstance(words, list) else None,
         "made_with": next(filter(None, analysis.runs["environment"]), {}),
     }
-    title = f"Report: {analysis.name}"
-    texts = {f"report.{format}": render(format, "quartet.report", title=title, **content) for format in ("md", "html")}
-    texts["runs.csv"] = runs_table(analysis).to_csv(index=False, lineterminator="\r\n")
-    for name, content in texts.items():
-        with written(analysis.output / name) as file:
-            file.write(content.encode("utf-8", "replace"))
+    write_pages(analysis.output / "report", "quartet.report", title=f"Report: {analysis.name}", **content)
+    with written(analysis.output / "runs.csv") as file:
+        text = runs_table(analysis).to_csv(index=False, lineterminator="\r\n")
+        file.write(text.encode("utf-8", "replace"))
 
 
 def setting_tables(analysis: Analysis) -> dict[str, Any]:
@@ -61,9 +59,9 @@ def setting_tables(analysis: Analysis) -> dict[str, Any]:
     rows: list[list[Any]] = []
     for place, setting in enumerate(ranked, 1):
         estimates = [setting.estimate(goal) for goal in goals]
-        n, begun = len(setting.scored), len(setting.runs) - setting.repeated
+        n, n_started = len(setting.scored), len(setting.runs) - setting.repeated
         row = [str(place), *map(str, estimates), *(text(setting.values[key]) for key in keys)]
-        row += [*(e.interval for e in estimates), str(n) if n == begun else f"{n} of {begun}"]
+        row += [*(e.interval for e in estimates), str(n) if n == n_started else f"{n} of {n_started}"]
         rows.append([*row, links(analysis, setting.scored.values())])
     means, intervals = [f"{goal} mean ± std" for goal in goals], ["95 % interval"] * len(goals)
     found["ranking"] = table(["", *means, *short(keys).values(), *intervals, "n", "runs"], rows, ROWS)
@@ -108,7 +106,7 @@ def run_tables(analysis: Analysis) -> dict[str, Any]:
     pruned = analysis.of("pruned")
     best = numbers(pruned, analysis.metric).sort_values(ascending=analysis.mode == "min")
     pruned = pruned.loc[best.index]
-    steps, times = (f"{n:,.0f}" for n in numbers(pruned, "steps")), map(duration, numbers(pruned, "seconds"))
+    steps, times = (f"{n:,.0f}" for n in numbers(pruned, "steps")), map(elapsed, numbers(pruned, "seconds"))
     header = ["run", *names, f"best {analysis.metric}", "steps", "time"]
     found = {"pruned": table(header, rows(pruned, map(digits, best), steps, times), ROWS)}
     # 2. runs without a result, and why
@@ -126,7 +124,7 @@ def run_tables(analysis: Analysis) -> dict[str, Any]:
     for status, group in groups:
         seconds, steps = numbers(group, "seconds").fillna(0), numbers(group, "steps").sum()
         memory = numbers(group, "peak_memory_bytes").max()
-        times = [duration(value) for value in (seconds.sum(), seconds.mean(), seconds.max())]
+        times = [elapsed(value) for value in (seconds.sum(), seconds.mean(), seconds.max())]
         peak = f"{memory / 2**30:.2f} GiB" if memory > 0 else "–"
         costs.append([status, str(len(group)), *times, f"{steps:,.0f}", peak])
     header = ["status", "runs", "training in all", "mean of a run", "longest", "steps in all", "peak memory"]
@@ -140,15 +138,12 @@ def links(analysis: Analysis, runs: Iterable[dict[str, Any]]) -> list[tuple[str,
 
 
 def draw(analysis: Analysis) -> dict[str, dict[str, str]]:
-    """Save the figures that have something to show: name -> path relative to the page, and data for an <img>."""
+    """Save the figures that have something to show, by name."""
     found = {}
-    # a figure is embedded in the HTML page, and a file beside the Markdown page
     for name in ("ranking", "pareto", "importance", "effects", "parallel", "curves", "time"):
         figure = getattr(figures, name)(analysis)
         if figure is not None:
-            path = figures.save(figure, analysis.output / "figures" / f"{name}.png")
-            data = base64.b64encode(path.read_bytes()).decode()
-            found[name] = {"path": f"figures/{path.name}", "data": data}
+            found[name] = embedded(figure, analysis.output / "figures" / f"{name}.png")
     return found
 
 
@@ -179,9 +174,3 @@ def runs_table(analysis: Analysis) -> Frame:
 
 def probability(p: float | None) -> str:
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -15,7 +15,7 @@ import pandas as pd
 
 from quartet.files import RESULT_COUNTS, read_metrics
 from quartet.run import DEBUG, PROJECT, Run, outputs
-from quartet.typed import command, repeated
+from quartet.typed import repeated
 
 STATUSES = ("completed", "pruned", "interrupted", "failed", "unfinished", "missing", "damaged")
 RUN_FILES = ("config.yaml", "trial.json", "result.json", "error.txt")  # one of them makes a directory a run
@@ -27,38 +27,16 @@ Frame: TypeAlias = Any  # a pandas DataFrame or Series; their annotations are to
 LONGEST_REASON = 300  # characters of an error message that are shown
 
 
-def find_sweep(where: str) -> Path:
-    """The directory of a sweep, or of the newest one if `where` is "latest"; FileNotFoundError if there is none."""
-    root = outputs("outputs") / "sweeps"
-    places = [*root.glob("*")] if where == "latest" else [Path(where).expanduser().absolute(), PROJECT / where]
-    # one from before sweep.json is known by its runs 0, 1, …
-    markers = {}
-    for place in places:
-        if (place / "sweep.json").is_file():
-            markers[place] = place / "sweep.json"
-        elif any(path.is_dir() for path in place.glob("*") if path.name.isdecimal()):
-            markers[place] = place
-    if markers:
-        newest = max(markers, key=lambda place: markers[place].stat().st_mtime_ns)
-        return newest if where == "latest" else next(iter(markers))
-    if where == "latest":
-        start = command("train", "-m", "optimizer.lr=1e-3,3e-3")
-        raise FileNotFoundError(f"no sweep below {root}; start one with: {start}")
-    raise FileNotFoundError(
-        f"sweep={where} is not a sweep (neither sweep.json nor runs 0, 1, … in it); try sweep=latest"
-    )
-
-
 def sweep_runs(directory: Path) -> list[Path]:
-    """Every trial of a sweep, also those without a directory; folders with other numbers, such as a date, are none."""
-    begun = {int(path.stem) for path in (directory / "logs").glob("*.log") if path.stem.isdecimal()}
+    """Every trial of a sweep, also those without a directory; folders with other numbers, such as a date, do not count."""
+    started = {int(path.stem) for path in (directory / "logs").glob("*.log") if path.stem.isdecimal()}
     for path in directory.glob("*"):
         if path.name.isdecimal() and any((path / name).is_file() for name in RUN_FILES):
-            begun.add(int(path.name))
+            started.add(int(path.name))
     # a trial has at least one line in Optuna's journal; other sweepers leave no journal
     journal = directory / "journal.log"
-    proposed = (journal.read_bytes().count(b"\n") if journal.is_file() else 0) or 10 * len(begun)
-    trials = begun | set(range(min(max(begun, default=-1) + 1, proposed)))
+    proposed = (journal.read_bytes().count(b"\n") if journal.is_file() else 0) or 10 * len(started)
+    trials = started | set(range(min(max(started, default=-1) + 1, proposed)))
     return [directory / str(number) for number in sorted(trials)]
 
 

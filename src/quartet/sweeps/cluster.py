@@ -73,9 +73,9 @@ def run_jobs(
                     return
                 # 2. those that have ended since
                 for name, code in list(queue.exits({name: job for name, (job, _) in waiting.items()})):
-                    job, begun = waiting.pop(name)
+                    job, submitted_at = waiting.pop(name)
                     status, message = outcome(job.run, code) if isinstance(code, int) else ("killed", code)
-                    ended(JobResult(job, status, message, time.monotonic() - begun))
+                    ended(JobResult(job, status, message, time.monotonic() - submitted_at))
                 watcher.tick()
                 time.sleep(poll)
     except (Interrupted, KeyboardInterrupt):
@@ -104,7 +104,7 @@ def run_in_batches(
             batch.append(waiting.pop(0))
         for job in batch:
             watcher.started(job)
-        begun, overrides = time.monotonic(), [job.run.read("trial.json")["overrides"] for job in batch]
+        submitted_at, overrides = time.monotonic(), [job.run.read("trial.json")["overrides"] for job in batch]
         try:
             returns = launcher.launch(overrides, initial_job_idx=batch[0].number)
         except Exception:
@@ -114,7 +114,7 @@ def run_in_batches(
             raise
         for job, returned in zip(batch, returns, strict=True):
             failed = isinstance(returned._return_value, Exception)  # the property would print it
-            ended(JobResult(job, *outcome(job.run, int(failed)), time.monotonic() - begun))
+            ended(JobResult(job, *outcome(job.run, int(failed)), time.monotonic() - submitted_at))
 
 
 class TrainRun:

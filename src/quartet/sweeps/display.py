@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from quartet.files import read_metrics
-from quartet.say import duration, printable
+from quartet.say import elapsed, printable
 from quartet.sweeps.jobs import Job, JobResult
-from quartet.sweeps.pool import in_words, log_tail
+from quartet.sweeps.pool import log_tail
 
 TAIL = 10  # lines of a failed job's log
 REFRESH = 0.5  # seconds between two looks at the metrics
@@ -50,7 +50,7 @@ class Display:
         self.tick(now=True)
 
     def overdue(self, job: Job, seconds: float) -> None:
-        self.say(f"job {job.number} is past its time limit of {in_words(seconds)}: stopping it", sys.stderr)
+        self.say(f"job {job.number} is past its time limit of {elapsed(seconds)}: stopping it", sys.stderr)
 
     def retried(self, result: JobResult) -> None:
         what = f"job {result.job.number} {result.message}"
@@ -63,7 +63,7 @@ class Display:
         self._rows.pop(job.number, None)
         if best:
             self.best = f"best: job {job.number}{facts}"
-        aside = [in_seconds(result.seconds)]
+        aside = [elapsed(result.seconds)]
         aside += [f"{result.attempts} attempts"] if result.attempts > 1 else []
         aside += [short(job.label)] if self._live is not None and job.label else []
         lines = [f"job {job.number} {outcome}{facts}{' (best so far)' if best else ''} ({', '.join(aside)})"]
@@ -100,9 +100,9 @@ class Display:
         table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(1, 2 * width // 5))
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         table.add_column(no_wrap=True, justify="right")
-        for job, begun in list(self._rows.values())[: max(1, height - 2)]:
-            label, elapsed = printable(short(job.label)), in_seconds(self._refreshed - begun)
-            table.add_row(*map(Text, (f"job {job.number}", label, progress(job), elapsed)))
+        for job, started_at in list(self._rows.values())[: max(1, height - 2)]:
+            label, time_so_far = printable(short(job.label)), elapsed(self._refreshed - started_at)
+            table.add_row(*map(Text, (f"job {job.number}", label, progress(job), time_so_far)))
         ended = sum(self.counts.values())
         parts = [f"{ended} of {self.total} ended" if self.total else f"{ended} ended"]
         parts += [*(f"{n} {name}" for name, n in self.counts.items()), f"{len(self._rows)} running", self.best]
@@ -123,8 +123,3 @@ def progress(job: Job) -> str:
 def short(label: str) -> str:
     """optimizer.lr=0.1 as lr=0.1."""
     return re.sub(r"(^| )[+~]*[\w.]+\.(?=\w+=)", r"\1", label)
-
-
-def in_seconds(seconds: float) -> str:
-    """12.3 s, or from a minute on 1:40."""
-    return f"{seconds:.1f} s" if round(seconds) < 60 else duration(seconds)

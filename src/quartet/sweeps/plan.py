@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from quartet.config import OptionalPositiveFloat, OptionalPositiveInt, direction_problem
-from quartet.signatures import Fraction, NonNegativeInt, PositiveInt, Rule, accepts, words
+from quartet.signatures import Fraction, NonNegativeInt, PositiveInt, Rule, refuse, wrong_settings
 from quartet.sweeps.space import Dimension, size, start_point
 
 FILE, JOURNAL = "sweep.json", "journal.log"
@@ -52,9 +52,7 @@ class Plan:
     ) -> Plan:
         """From `conf/sweep` and the parsed command line; ValueError with a line for each mistake."""
         objectives = settings["objectives"] or {monitor["metric"]: monitor["mode"]}
-        problems = list(_problems(settings, space, objectives))
-        if problems:
-            raise ValueError("\n".join(problems))
+        refuse(_problems(settings, space, objectives))
         # a grid has an end of its own
         n_points = size(space) if settings["sampler"] == "grid" else None
         return cls(
@@ -97,9 +95,7 @@ def _problems(settings: Mapping[str, Any], space: list[Dimension], objectives: A
     """Values that are out of range, and values that contradict each other; one sentence for each."""
     # 1. each by itself
     yield from filter(None, (dimension.problem() for dimension in space))
-    for name, hint in SETTINGS.items():
-        if not accepts(hint, settings[name]):
-            yield f"sweep.{name} must be {words(hint)}, not {settings[name]!r}"
+    yield from wrong_settings(SETTINGS, settings, "sweep.")
 
     # 2. objectives: val/ metrics, each with the direction in which it improves
     if not isinstance(objectives, dict) or not all(mode in ("min", "max") for mode in objectives.values()):

@@ -24,7 +24,8 @@ from omegaconf import DictConfig, ListConfig
 
 from quartet.config import OptionalPositiveFloat, OptionalPositiveInt
 from quartet.engine.elastic import inherited
-from quartet.signatures import NonNegativeInt, accepts, words
+from quartet.say import elapsed
+from quartet.signatures import NonNegativeInt, refuse, wrong_settings
 from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome
 from quartet.system.cores import n_cores
 from quartet.system.signals import SIGNALS, Interrupted, stoppable
@@ -53,8 +54,8 @@ class Attempt:
     process: Any
     log: Path
     number: int = 1
-    begun: float = field(default_factory=time.monotonic)
-    first_begun: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
+    first_started: float = field(default_factory=time.monotonic)
     asked: float = -AGAIN  # when it was last asked to stop
     kill_at: float | None = None  # set once it is over its time limit
 
@@ -142,7 +143,7 @@ class Pool:
                             attempt.signal(signal.SIGKILL)
                         elif stopping or attempt.kill_at is not None:
                             attempt.stop()
-                        elif self.timeout_seconds is not None and now - attempt.begun > self.timeout_seconds:
+                        elif self.timeout_seconds is not None and now - attempt.started > self.timeout_seconds:
                             attempt.kill_at = now + self.grace
                             watcher.overdue(attempt.job, self.timeout_seconds)
                             attempt.stop()
@@ -171,7 +172,7 @@ class Pool:
         process.start()
         attempt = Attempt(job, slot, process, log)
         if before is not None:
-            attempt.number, attempt.first_begun = before.number + 1, before.first_begun
+            attempt.number, attempt.first_started = before.number + 1, before.first_started
         watcher.started(job, log)
         return attempt
 
@@ -184,20 +185,14 @@ class Pool:
         if status == "killed" and stopping:
             status, message = "stopped", "stopped with the sweep"
         elif status == "killed" and attempt.kill_at is not None:
-            status, message = "timeout", f"stopped at its time limit of {in_words(self.timeout_seconds or 0)}"
-        seconds = time.monotonic() - attempt.first_begun
+            status, message = "timeout", f"stopped at its time limit of {elapsed(self.timeout_seconds or 0)}"
+        seconds = time.monotonic() - attempt.first_started
         return JobResult(attempt.job, status, message, seconds, attempt.number, attempt.log)
 
 
 def make_pool(settings: Mapping[str, Any], config: DictConfig) -> Pool:
     """ValueError with a line for each mistake in `settings` (those of conf/hydra/launcher/local.yaml)."""
-    problems = [
-        f"hydra.launcher.{name} must be {words(hint)}, not {settings[name]!r}"
-        for name, hint in SETTINGS.items()
-        if not accepts(hint, settings[name])
-    ]
-    if problems:
-        raise ValueError("\n".join(problems))
+    refuse(wrong_settings(SETTINGS, settings, "hydra.launcher."))
     trainer, minutes = config.get("trainer") or {}, settings["timeout_minutes"]
     slots = make_slots(settings["workers"], trainer)
     threads = int(settings["threads"] or os.environ.get("OMP_NUM_THREADS") or max(1, n_cores() // len(slots)))
@@ -249,10 +244,6 @@ def visible_gpus() -> list[str]:
         # installed without a driver
         return []
     return [str(i) for i, _ in enumerate(re.findall("^GPU ", listed.stdout, re.M))]
-
-
-def in_words(seconds: float) -> str:
-    return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"
 
 
 def log_tail(log: Path, n: int) -> list[str]:

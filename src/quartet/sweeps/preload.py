@@ -7,7 +7,7 @@ import importlib
 from contextlib import suppress
 from pathlib import Path
 
-from quartet.cli import quiet_libraries
+from quartet.system.quiet import quiet_libraries
 
 FOLDERS = ("callbacks", "data", "engine", "models", "tasks")  # a config names what it needs of them
 LATE = (  # imported inside functions, because many runs do without

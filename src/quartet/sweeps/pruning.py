@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,12 @@ class Pruning(Callback):
         self.pruned, self.validations, self.best = (state_dict[key] for key in ("pruned", "validations", "best"))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        from quartet.sweeps.study import reporter  # loads Optuna
+        # only here, because they load Optuna and Hydra
+        from quartet.sweeps.study import JOURNAL, Reporter
 
-        if trainer.is_global_zero:
-            self.reporter = reporter(self.directory)
+        note, sweep = self.directory / "trial.json", self.directory.parent
+        if trainer.is_global_zero and note.is_file() and (sweep / JOURNAL).is_file():
+            self.reporter = Reporter(sweep, json.loads(note.read_text(encoding="utf-8"))["number"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":

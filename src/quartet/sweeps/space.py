@@ -32,6 +32,13 @@ class Dimension:
     def numeric(self) -> bool:
         return self.low is not None
 
+    @property
+    def first(self) -> str:
+        """A value of it, as text."""
+        if self.values:
+            return self.values[0]
+        return str(int(self.low or 0) if self.whole else self.low)
+
     def distribution(self, *, enumerated: bool) -> Any:
         """Optuna's; `enumerated`: as a choice between the values, which keeps the order of a grid."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
+import os
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from quartet.files import cut_back
 from quartet.objective import Objective
 from quartet.run import error_text
 from quartet.sweeps.plan import JOURNAL, Plan
@@ -42,7 +43,7 @@ class Study:
         return {trial.number: trial.state.name.lower() for trial in self._study.get_trials(deepcopy=False)}
 
     def unfinished(self) -> Iterator[tuple[int, list[str]]]:
-        """Trials that were proposed and have no end yet, with their overrides."""
+        """Trials that were proposed and have not ended yet, with their overrides."""
         from optuna.trial import Trial, TrialState
 
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
@@ -61,17 +62,9 @@ class Study:
 
     def _proposal(self, trial: Any) -> tuple[int, list[str]]:
         """Also of a trial that was cut off while it was being proposed: what it has stays, the rest is sampled."""
-        from optuna.distributions import CategoricalDistribution, IntDistribution
-
-        words = []
-        for key, d in self._distributions.items():
-            if isinstance(d, CategoricalDistribution):
-                value = trial.suggest_categorical(key, d.choices)
-            elif isinstance(d, IntDistribution):
-                value = trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
-            else:
-                value = trial.suggest_float(key, d.low, d.high, step=d.step, log=d.log)
-            words.append(f"{key}={value if isinstance(value, str) else repr(value)}")
+        # as `Study.ask` does with `fixed_distributions` (optuna 5.0, study/study.py), which only new trials can have
+        values = {key: trial._suggest(key, distribution) for key, distribution in self._distributions.items()}
+        words = [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in values.items()]
         return trial.number, words
 
     def tell(self, number: int, status: str, values: Sequence[float] | None = None) -> None:
@@ -90,14 +83,6 @@ class Study:
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         best = Objective(*next(iter(self.plan.objectives.items()))).best(trials, lambda trial: trial.values[0])
         return best.number if best else None
-
-
-def reporter(run: Path) -> Reporter | None:
-    """For the run directory of a sweep's job; None if the run has been taken out of its sweep."""
-    note = run / "trial.json"
-    if not (run.parent / JOURNAL).is_file() or not note.is_file():
-        return None
-    return Reporter(run.parent, int(json.loads(note.read_text(encoding="utf-8"))["number"]))
 
 
 class Reporter:
@@ -156,14 +141,13 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
 
     # 2. what stops hopeless runs
     least, factor = plan.min_validations, plan.reduction_factor
-    pruner: Any = pruners.NopPruner()
-    if plan.pruner == "asha":
-        pruner = pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor)
-    elif plan.pruner == "hyperband":
-        pruner = pruners.HyperbandPruner(min_resource=least, reduction_factor=factor)
-    elif plan.pruner == "median":
+    make_pruner: dict[str | None, Any] = {
+        "asha": lambda: pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor),
+        "hyperband": lambda: pruners.HyperbandPruner(min_resource=least, reduction_factor=factor),
         # a median of fewer than five says little
-        pruner = pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least)
+        "median": lambda: pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least),
+    }
+    pruner = make_pruner.get(plan.pruner, pruners.NopPruner)()
     if not create:
         return optuna.load_study(study_name=NAME, storage=storage, pruner=pruner)
 
@@ -174,17 +158,17 @@ def open_study(directory: Path, plan: Plan, *, create: bool) -> Any:
     )
     # a sweep that resumes draws anew and not the same again; a prime, so that neighbouring seeds do not meet
     seed = plan.seed + 1009 * len(study.get_trials(deepcopy=False))
-    if plan.sampler == "tpe":
-        study.sampler = samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
-    elif plan.sampler == "gp":
-        study.sampler = samplers.GPSampler(seed=seed)
-    elif plan.sampler == "cma_es":
-        study.sampler = safe_cma_es()(seed=seed)
-    elif plan.sampler == "qmc":
-        # it keeps its place in the study
-        study.sampler = samplers.QMCSampler(scramble=True, seed=plan.seed)
-    else:
-        study.sampler = samplers.RandomSampler(seed=seed)
+    make_sampler: dict[str, Any] = {
+        "tpe": lambda: samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed),
+        "gp": lambda: samplers.GPSampler(seed=seed),
+        "cma_es": lambda: safe_cma_es()(seed=seed),
+        # it keeps its place in the study, so its seed stays
+        "qmc": lambda: samplers.QMCSampler(scramble=True, seed=plan.seed),
+        "random": lambda: samplers.RandomSampler(seed=seed),
+        # all points of a grid are enqueued, nothing is sampled
+        "grid": lambda: samplers.RandomSampler(seed=seed),
+    }
+    study.sampler = make_sampler[plan.sampler]()
     return study
 
 
@@ -230,8 +214,13 @@ def journal_lock(journal: Path) -> Any:
         def acquire(self) -> bool:
             self._lock.acquire()
             # cut off what a killed job has half written, before writing behind it
-            with journal.open("ab") as file:
-                cut_back(file)
+            with journal.open("ab+") as file:
+                if size := file.seek(0, os.SEEK_END):  # an empty file cannot be mapped
+                    # mapped, because the journal of a long sweep is large and only its end is looked at
+                    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                        end = content.rfind(b"\n") + 1
+                    if end < size:
+                        file.truncate(end)
             return True
 
         def release(self) -> None:

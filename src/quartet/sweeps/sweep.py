@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,14 +21,16 @@ from filelock import FileLock, Timeout
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from quartet.cli import override_problems
 from quartet.commands.find import QUESTIONS
-from quartet.config import check_pairing, settle_monitor, upgrade
+from quartet.config import check_pairing, settle_monitor
+from quartet.config_errors import override_problems
 from quartet.config_groups import CONF, is_group, unknown_options
 from quartet.files import read_metrics
 from quartet.objective import Objective
+from quartet.old_configs import upgrade
 from quartet.run import Run, error_text, make_paths_absolute, refuse_links_out
 from quartet.say import printable, say
+from quartet.signatures import refuse
 from quartet.sweeps.cluster import QUEUED, run_in_batches
 from quartet.sweeps.display import Display
 from quartet.sweeps.jobs import Job, JobResult
@@ -57,7 +59,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
 
     # 1. what varies; `params` may come from the file of a stranger's sweep: no config is read from elsewhere for it
     space, fixed = parse(settings["params"], [word for word in arguments if not word.startswith(OWN_WORDS)], loader)
-    problems = [problem for dimension in space if (problem := dimension.problem())]
+    problems = [dimension.problem() for dimension in space]
     for key, value in settings["params"].items():
         name = str(key).lstrip("+~")
         if name.startswith("hydra") or "@" in name or ".." in name:
@@ -67,21 +69,21 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
         elif is_group(name):
             unknown = unknown_options(name, str(value))
             problems += [f"sweep.params: {name}={word} is not an option of {name}" for word in unknown]
-    _raise(problems)
+    refuse(problems)
 
     # 2. the first job composes, and groups that are varied have the options that are named
-    first_point = [f"{d.key}={d.values[0] if d.values else (int(d.low or 0) if d.whole else d.low)}" for d in space]
+    first_point = [f"{dimension.key}={dimension.first}" for dimension in space]
     try:
         first = upgrade(loader.load_sweep_config(config, [*fixed, *first_point]))
     except HydraException:
-        _raise(override_problems("train", [*fixed, *first_point]))
+        refuse(override_problems("train", [*fixed, *first_point]))
         raise
     if questions := [name for name in QUESTIONS if first.get(name) or name in {d.key for d in space}]:
         raise ValueError(f"{questions[0]}=true looks at one setting and makes no run; leave out -m")
     # what is varied may fit each other in some of the jobs only
     choices = [f"{d.key}={','.join(d.values)}" for d in space if d.values and (CONF / d.key).is_dir()]
     if choices:
-        _raise(override_problems("train", ["-m", *choices]))
+        refuse(override_problems("train", ["-m", *choices]))
     else:
         check_pairing(first)
     settle_monitor(first)
@@ -98,7 +100,7 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
         differences = [f"  {line}" for line in Plan.read(directory).differences(plan)]
         if differences:
             remedy = "give its own command again, or another hydra.sweep.dir. What differs:"
-            _raise([f"{directory} holds another sweep; {remedy}", *differences])
+            refuse([f"{directory} holds another sweep; {remedy}", *differences])
     elif directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"hydra.sweep.dir={directory} is not empty and not a sweep; name another directory")
     made = not directory.exists()
@@ -109,11 +111,6 @@ def sweep(loader: Any, launcher: Any, config: DictConfig, arguments: Sequence[st
             return Sweep(directory, plan, space, launcher, settings, loader, config, made).run()
     except Timeout as error:
         raise BlockingIOError(f"another process works on the sweep {directory}; stop that one first") from error
-
-
-def _raise(problems: Iterable[str]) -> None:
-    if lines := list(problems):
-        raise ValueError("\n".join(lines))
 
 
 @dataclass
@@ -150,9 +147,9 @@ class Sweep:
             else:
                 unfinished.append((number, point))
         n, total = self.study.n_trials, self.plan.n_trials
-        begun = f", {n - len(unfinished)} of them finished before, {len(unfinished)} to resume" if n else ""
+        progress = f", {n - len(unfinished)} of them finished before, {len(unfinished)} to resume" if n else ""
         pruner = f" with {self.plan.pruner}" if self.plan.pruner else ""
-        say(f"sweep of {total} runs ({self.plan.sampler}{pruner}){begun}: {self.directory}")
+        say(f"sweep of {total} runs ({self.plan.sampler}{pruner}){progress}: {self.directory}")
 
         # 2. the jobs; a sweep that is finished starts no process
         jobs = self._jobs(unfinished)
@@ -192,7 +189,7 @@ class Sweep:
                 with suppress(ValueError):
                     write_hparams(run, build_loggers(opened(run), run.directory), run.read("result.json"))
 
-        # 5. report; a sweep is none the worse without
+        # 5. report; without one the sweep is still complete
         if self.settings["report"]:
             from quartet.report import report_sweep
 

@@ -608,7 +608,7 @@ def test_a_cache_that_may_not_be_written_is_not_taken_for_a_image(photos, cache,
     def refuse(*arguments, **settings):
         raise PermissionError(13, "Permission denied", str(cache))
 
-    monkeypatch.setattr("quartet.data.cache.open", refuse, raising=False)
+    monkeypatch.setattr("quartet.data.cache.written", refuse)
     with pytest.raises(PermissionError, match=r"^the cache .* cannot be written; point QUARTET_CACHE"):
         ready(photos, **MAP)
 

@@ -83,7 +83,7 @@ def test_no_permission(write, tmp_path, monkeypatch):
         with pytest.raises(PermissionError, match=r"no permission to read .*a.txt; ask its owner, or allow it: chmod"):
             find_texts(path, SUFFIXES)
     monkeypatch.setattr("os.scandir", refuse)
-    with pytest.raises(PermissionError, match=r"no permission to read .* below .*; ask its owner"):
+    with pytest.raises(PermissionError, match=r"no permission to read .*; allow it .* or take it out of"):
         find_texts(str(tmp_path), SUFFIXES)
 
 

@@ -20,12 +20,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from quartet.data.cache import Cache, Mapped
-from quartet.data.image.folders import ImageFile, Problems, ValueRange, run_in_threads
+from quartet.data.image.folders import ImageFile, Problems, ValueRange, fault, run_in_threads
 from quartet.data.memory import Batch
 from quartet.say import say
 from quartet.system.cores import n_cores
@@ -111,13 +111,10 @@ class ImageFormat:
         def read_one(image: Any) -> np.ndarray:
             try:
                 return self.read([image])
-            except (PermissionError, MemoryError):
-                raise
             except Exception as error:  # PIL raises a dozen kinds on damaged files
                 if not isinstance(image, str | os.PathLike):
                     raise
-                reason = "not an image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
-                raise ValueError(f"{image} cannot be read as an image ({reason})") from error
+                raise ValueError(f"{image} cannot be read as an image ({fault(error)})") from error
 
         with ThreadPoolExecutor(n_cores()) as pool:
             return np.concatenate([np.empty((0, *self.shape), dtype=np.uint8), *pool.map(read_one, images)])

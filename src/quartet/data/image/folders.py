@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from quartet.data.cache import FULL
-from quartet.data.opening import is_left_behind
+from quartet.data.opening import is_left_behind, list_files
 from quartet.data.splits import listed, part_named
 from quartet.say import say
 from quartet.system.cores import n_cores
@@ -87,14 +87,14 @@ def list_images(path: str) -> tuple[list[ImageFile], int]:
     files: list[ImageFile] = []
     n_all = 0
     for folder, part in (parts or {"": None}).items():
-        shown = os.path.join(path, folder) if folder else path
+        shown, inside = (os.path.join(path, folder), f"{folder}/") if folder else (path, "")
         labels, loose = _list_folder(os.path.join(root, folder))
         if not labels:
             raise ValueError(f"{shown} has no class folders; put the images of each class into a folder of their own")
         n_all += len(loose)
         for label in labels:
-            below = sorted(_walk(root, os.path.join(folder, label)))
-            images = [name for name in below if name.lower().endswith(SUFFIXES)]
+            below = list_files(os.path.join(root, folder, label), os.path.join(shown, label))
+            images = [f"{inside}{label}/{name}" for name in below if name.lower().endswith(SUFFIXES)]
             if not images:
                 raise ValueError(
                     f"{os.path.join(shown, label)} holds no images ({' '.join(SUFFIXES)}); add some or delete the folder"
@@ -114,21 +114,8 @@ def _list_folder(folder: str) -> tuple[list[str], list[str]]:
     return [name for name, is_folder in visible if is_folder], [name for name, is_folder in visible if not is_folder]
 
 
-def _walk(root: str, folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The files anywhere below a folder, relative to `root`, with / on every system.
-
-    Links are followed, except back to a folder in `above`: os.walk would go round in circles.
-    """
-    here = os.path.realpath(os.path.join(root, folder))
-    if here not in above:
-        folders, files = _list_folder(here)
-        yield from (f"{folder}/{name}".replace(os.sep, "/") for name in files)
-        for name in folders:
-            yield from _walk(root, os.path.join(folder, name), (*above, here))
-
-
 def probe(path: str) -> ImageInfo:
-    """Raises an exception for anything but an image, and ValueError for a single pixel: blown up, it teaches nothing."""
+    """Raises an exception for anything but an image, ValueError also for a single pixel, which teaches nothing."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe might wait forever
         raise ValueError("not a file")
     # the whole file, because its hash finds copies and names the cache
@@ -164,12 +151,24 @@ def fingerprint(files: list[ImageFile], infos: dict[ImageFile, ImageInfo]) -> st
     return digest.hexdigest()
 
 
+def fault(error: Exception) -> str:
+    """What an error says about an image. One that is no fault of the image is raised: of permission, memory or disk."""
+    if isinstance(error, PermissionError | MemoryError) or (isinstance(error, OSError) and error.errno in FULL):
+        raise error
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"
+    reason = error.strerror if isinstance(error, OSError) else None
+    return " ".join((reason or str(error) or type(error).__name__).split())
+
+
 def run_in_threads(
     work: Callable[[ImageFile], T], files: Sequence[ImageFile], done: str
 ) -> tuple[dict[ImageFile, T], Problems]:
     """Results of `work` for each file, and the files that failed with the reason, in order. Prints progress.
 
-    A missing permission, or a disk too full for what `work` writes, is not a fault of the image and is raised.
+    What is no fault of an image is raised, such as a disk too full for what `work` writes.
     """
     results: dict[ImageFile, T] = {}
     problems: Problems = {}
@@ -178,17 +177,8 @@ def run_in_threads(
         for file in chunk:
             try:
                 results[file] = work(file)
-            except (PermissionError, MemoryError):
-                raise
-            except UnidentifiedImageError:
-                problems[file] = "not an image"
-            except Image.DecompressionBombError:
-                problems[file] = f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller"
             except Exception as error:  # PIL raises a dozen kinds on damaged files
-                if isinstance(error, OSError) and error.errno in FULL:
-                    raise
-                reason = error.strerror if isinstance(error, OSError) else None
-                problems[file] = " ".join((reason or str(error) or type(error).__name__).split())
+                problems[file] = fault(error)
         return len(chunk)
 
     # threads, because PIL releases the interpreter lock while it decodes

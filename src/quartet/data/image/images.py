@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -81,7 +81,6 @@ class ImageDataModule(DataModule):
         super().__init__(**common)
         self.augment = augment
         self.value_range: ValueRange | None = None
-        self._class_counts: dict[str, Sequence[int]] = {}
         self._notes: list[str] = []  # for the report: what reading left out
 
     @staticmethod
@@ -90,13 +89,6 @@ class ImageDataModule(DataModule):
         augment = settings.get("augment")
         given = {key: value for key, value in augment.items() if key != "_target_"} if isinstance(augment, dict) else {}
         return list(signatures.problems(Augment, given, "data.augment"))
-
-    def _make_parts(
-        self, store: ImageStore, rows: dict[str, list[int]], labels: np.ndarray, classes: tuple[str, ...]
-    ) -> dict[str, ImageDataset]:
-        parts = {part: ImageDataset(store, rows[part], labels, classes) for part in rows}
-        self._class_counts = {part: dataset.class_counts for part, dataset in parts.items()}
-        return parts
 
     def fit(self, train: ImageDataset) -> dict[str, Any]:
         channels, size = train.store.format.channels, train.store.format.size
@@ -124,7 +116,7 @@ class ImageDataModule(DataModule):
             )
         self.mean = torch.tensor(preprocessing["mean"])[:, None, None]  # (C, 1, 1)
         self.std = torch.tensor(preprocessing["std"])[:, None, None]
-        # runs of before images of 16 bits have no range
+        # older runs, from before images of 16 bits, have no range
         span = preprocessing.get("span")
         self.value_range = span and (float(span[0]), float(span[1]))
         if self.value_range and not self.value_range[0] < self.value_range[1]:
@@ -167,11 +159,9 @@ class ImageDataModule(DataModule):
             )
         store, undecodable = decode.decode_to_memory(files, self._format())
         if undecodable:
-            names = listed(f"{file.name} ({reason})" for file, reason in undecodable.items())
-            raise ValueError(f"{counted(len(undecodable), 'image')} in data.path={path} cannot be read: {names}")
+            raise ValueError(unreadable(undecodable, path))
         self.ids["test"] = [file.name for file in files]
-        targets = self.targets([file.label for file in files])
-        return self._make_parts(store, {"test": [*range(len(files))]}, targets, self.spec.classes)["test"]
+        return ImageDataset(store, range(len(files)), self.targets([file.label for file in files]), self.spec.classes)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         images = batch["inputs"]["image"]  # (B, C, S, S) uint8
@@ -196,12 +186,12 @@ class ImageDataModule(DataModule):
 
     def report(self) -> dict[str, Any]:
         """In the shape of `quartet.data.report`."""
-        sizes, fitted = self.spec.sizes, self.preprocessing()
+        sizes, fitted, datasets = self.spec.sizes, self.preprocessing(), cast("dict[str, ImageDataset]", self.datasets)
         mean, std = (", ".join(f"{value:.3f}" for value in fitted[name]) for name in ("mean", "std"))
         side, colours = sizes["image_size"], "grey" if sizes["in_channels"] == 1 else "in colour"
         return {
             "parts": {part: {"samples": len(ids)} for part, ids in self.ids.items()},
-            "classes": class_table(self.spec.classes, self._class_counts),
+            "classes": class_table(self.spec.classes, {part: x.class_counts for part, x in datasets.items()}),
             "notes": [f"{side}×{side} pixels, {colours}; of white, mean {mean}, deviation {std}", *self._notes],
         }
 
@@ -221,7 +211,8 @@ class ImageData(ImageDataModule):
         # in chunks, because the int64 copy of an image is eight times as large
         moments = np.concatenate([decode.moments(images.images[i : i + 64]) for i in range(0, n, 64)])
         store = ImageStore(ImageFormat(channels, size), moments, torch.from_numpy(images.images))
-        return self._make_parts(store, self.ids, images.labels, images.classes), images.fingerprint()
+        parts = {part: ImageDataset(store, self.ids[part], images.labels, images.classes) for part in self.ids}
+        return parts, images.fingerprint()
 
 
 class FolderData(ImageDataModule):
@@ -272,8 +263,7 @@ class FolderData(ImageDataModule):
                     f"{counted(len(pairs), 'image')} in {source} are in two {kind}: {names}; "
                     "delete one of each, or leave out with data.on_overlap=drop"
                 )
-        if problems:
-            raise ValueError("\n".join(problems))
+        signatures.refuse(problems)
         left_out = copies.left_out
         kept = [file for i, file in enumerate(readable) if i not in left_out]  # sorted, however they are split
         if not kept:
@@ -308,13 +298,13 @@ class FolderData(ImageDataModule):
             check_classes(labels, source, parts=rows, where=names_of)
         self.ids = {part: [kept[i].name for i in rows[part]] for part in rows}
         classes = tuple(sorted({*labels}))
-        parts = self._make_parts(store, rows, np.searchsorted(classes, labels), classes)
+        targets = np.searchsorted(classes, labels)
+        parts = {part: ImageDataset(store, rows[part], targets, classes) for part in rows}
         # 5. Tell what was left out, here and in the report
         failed |= undecodable
-        names = listed(f"{file.name} ({reason})" for file, reason in failed.items())
         counts = {
             "left out, not images or not in a class folder": n_ignored,
-            f"left out, cannot be read: {names}": len(failed),
+            f"left out, cannot be read: {with_reasons(failed)}": len(failed),
             "left out of train (or val), another part has the same image": len(copies.overlapping),
             "left out, the same image is in two classes": len(copies.contradicting),
             "left out of train, repeated": len(copies.repeated),
@@ -328,8 +318,7 @@ class FolderData(ImageDataModule):
     def choose_format(self, train: list[ImageInfo]) -> ImageFormat:
         """Channels, size and value range of the training images; those of the run if the module is restored."""
         if self._preprocessing is not None:
-            sizes = self.spec.sizes
-            return ImageFormat(sizes["in_channels"], sizes["image_size"], self.value_range)
+            return self._format()
         # 1. One channel if nothing is lost by it
         channels = self.channels if isinstance(self.channels, int) else 1 if all(info.grey for info in train) else 3
         # 2. The size that all share, unless training on it would be slow
@@ -354,10 +343,8 @@ class FolderData(ImageDataModule):
 
     def _refuse(self, damaged: Problems) -> None:
         if damaged and self.on_corrupt == "error":
-            names = listed(f"{file.name} ({reason})" for file, reason in damaged.items())
             raise ValueError(
-                f"{counted(len(damaged), 'image')} in data.path={self.path} cannot be read: {names}; "
-                "repair or delete, or leave out with data.on_corrupt=skip"
+                f"{unreadable(damaged, self.path)}; repair or delete, or leave out with data.on_corrupt=skip"
             )
 
     def _loader(self, part: str, order: Order, *, drop_last: bool) -> MemoryLoader:
@@ -368,6 +355,14 @@ class FolderData(ImageDataModule):
             n_workers = max(1, folders.n_cores() // self.world - 1) if self.num_workers is None else self.num_workers
             loader.batches = partial(dataset.batches, n_workers)
         return loader
+
+
+def with_reasons(problems: Problems) -> str:
+    return listed(f"{file.name} ({reason})" for file, reason in problems.items())
+
+
+def unreadable(problems: Problems, path: str) -> str:
+    return f"{counted(len(problems), 'image')} in data.path={path} cannot be read: {with_reasons(problems)}"
 
 
 def counted(n: int, noun: str) -> str:

@@ -60,6 +60,8 @@ class TextClassificationData(TextData):
     def __init__(self, *, source: LabelledSource, **settings: Any):
         super().__init__(**settings)
         self.source = source
+        # how new rows are read: as the training data were if those were files, else by what their content says
+        self.files = source if isinstance(source, LabelledFiles) else LabelledFiles(None, "auto", "auto")
         self._notes: list[str] = []
         self._examples: dict[str, str] = {}
         self._rows: dict[str, list[LabelledText]] = {}
@@ -152,23 +154,21 @@ class TextClassificationData(TextData):
         self._rows["test"] = [replace(row, label=self.classes[i]) for row, i in zip(rows, places, strict=True)]
         return self._rows["test"]
 
-    def _columns(self) -> dict[str, str]:
-        """The columns of the training data; runs of before, and sources without files, have noted none."""
-        columns = self.preprocessing().get("columns")
-        return {key: str(name) for key, name in columns.items()} if isinstance(columns, dict) else {}
-
     def new_files(self, path: str) -> LabelledFiles:
-        """How new rows are read: by the columns of the training data where those have names."""
-        columns = self._columns()
-        return LabelledFiles(path, "auto", "auto", None, columns.get("text"), columns.get("label"), None, None)
+        """New rows have the columns of the training data, but no parts and groups."""
+        # older runs, and sources without files, have noted no columns
+        noted = self.preprocessing().get("columns")
+        columns = {key: str(name) for key, name in noted.items()} if isinstance(noted, dict) else {}
+        text, label = (columns.get(key, getattr(self.files, key)) for key in ("text", "label"))
+        return replace(self.files, path=path, text=text, label=label, split_column=None, group=None)
 
     def slice_columns(self, part: str, names: list[str]) -> dict[str, np.ndarray]:
         """Columns of the user's file; without names, the length of the texts."""
         texts: Any = self.datasets[part]
         if not names:
             return {"tokens of the text": texts.lengths.numpy().astype(object)}
-        files = self.new_files_read or getattr(self, "files", None)
-        if files is None:
+        files = self.new_files_read or self.files
+        if files.records is None:
             raise ValueError(f"slices={names}: these texts have no columns besides text and label; leave it out")
         rows = [row.row for row in self._rows[part]]
         return {
@@ -220,18 +220,12 @@ class OwnLabelledText(TextClassificationData):
         drop_empty: bool = False,
         **settings: Any,
     ):
-        self.files = LabelledFiles(path, encoding, header, separator, text, label, split_column, group, drop_empty)
-        super().__init__(source=self.files, **settings)
+        files = LabelledFiles(path, encoding, header, separator, text, label, split_column, group, drop_empty)
+        super().__init__(source=files, **settings)
         self.described = str(path)
 
     def fit(self, train: list[LabelledText]) -> dict[str, Any]:
         return {**super().fit(train), "columns": self.files.found}
-
-    def new_files(self, path: str) -> LabelledFiles:
-        """As the training data are read, but for parts and groups; runs of before have not noted their columns."""
-        columns = self._columns()
-        text, label = (columns.get(key, getattr(self.files, key)) for key in ("text", "label"))
-        return replace(self.files, path=path, text=text, label=label, split_column=None, group=None)
 
     def report(self) -> dict[str, Any]:
         report = super().report()
@@ -251,11 +245,11 @@ class LabelledFiles:
     path: str | None
     encoding: str
     header: str | bool
-    separator: str | None
-    text: str | int | None
-    label: str | int | None
-    split_column: str | int | None
-    group: str | int | None
+    separator: str | None = None
+    text: str | int | None = None
+    label: str | int | None = None
+    split_column: str | int | None = None
+    group: str | int | None = None
     drop_empty: bool = False
     found: dict[str, str] = field(init=False, default_factory=dict)
     records: Any = field(init=False, default=None)  # all columns, as they were read
@@ -290,17 +284,16 @@ class LabelledFiles:
         # 3. clean texts, labels, parts and groups
         clean = TextEncoding("utf-8", None).clean
         cells: dict[str, list[Any]] = {key: records.cells[name].to_pylist() for key, name in self.found.items()}
-        texts = [clean(text.replace("\r\n", "\n").replace("\r", "\n")) for text in cells["text"]]
         parts: list[Any] = records.parts or [None] * len(records)
         if "split_column" in cells:
             parts = parts_from_column(cells["split_column"], str(self.path), where=records.where)
         folder = [] if records.parts is None else [str(self.path)]
         places = [os.path.join(*folder, records.path if not folder else name) for name in records.files]
         rows = [
-            LabelledText(text, clean(label).strip(), group, part, f"{place}, row {number}", row)
+            LabelledText(clean(text), clean(label).strip(), group, part, f"{place}, row {number}", row)
             for row, text, label, group, part, place, number in zip(
                 range(len(records)),
-                texts,
+                cells["text"],
                 cells["label"],
                 cells.get("group", [None] * len(records)),
                 parts,
@@ -337,6 +330,7 @@ class LabelledFiles:
         return self._only(choice, "text")
 
     def _only(self, choice: list[str], key: str) -> str:
+        """The one column that is left; ValueError asks the user if there are several, or none."""
         if len(choice) != 1:
             which = " or ".join(choice) or "none is left"
             raise ValueError(f"{self.path}: which column is the {key}, {which}? say data.{key}=…")

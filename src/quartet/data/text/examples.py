@@ -41,7 +41,7 @@ def stream_texts(
     elif has_records(source):
         for records in read_records_in_blocks(source, how):
             text, label = columns(records)
-            texts = [None if x is None else _unified(encoding, x) for x in records.cells[text].to_pylist()]
+            texts = [x and encoding.clean(x) for x in records.cells[text].to_pylist()]
             labels = (
                 None if label is None else [x and encoding.clean(x).strip() for x in records.cells[label].to_pylist()]
             )
@@ -75,7 +75,3 @@ def _lines(lines: Iterator[str] | object, encoding: TextEncoding) -> Iterator[Ex
         texts.append(encoding.clean(rest))
     if texts:
         yield Examples("line", ids, texts)
-
-
-def _unified(encoding: TextEncoding, text: str) -> str:
-    return encoding.clean(text.replace("\r\n", "\n").replace("\r", "\n"))

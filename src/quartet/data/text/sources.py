@@ -15,7 +15,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 
-from quartet.data.cache import cache_directory, write_whole
+from quartet.data.cache import cache_directory, write_cached
 
 CHUNK = 2**16  # characters of a text encoded at a time
 
@@ -218,4 +218,4 @@ def download(url: str, sha256: str, target: Path) -> None:
     actual = hashlib.sha256(data).hexdigest()
     if actual != sha256:
         raise ValueError(f"{url} has SHA-256 {actual}, not {sha256}: it was changed or damaged; try again")
-    write_whole(target, lambda file: file.write(data))
+    write_cached(target, lambda file: file.write(data))
