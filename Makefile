@@ -7,7 +7,7 @@ WORKERS ?= 2
 COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train sweep report test lint lock tensorboard clean
+.PHONY: help setup train sweep report test bench lint lock tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ report: $(READY) ## the newest sweep's report anew; ARGS="runs='outputs/mlp-*/*'
 
 test: $(READY) ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+bench: $(READY) ## speed beside peers, about 12 minutes, into benchmarks/results.md
+	$(BIN)/python benchmarks/bench.py
 
 lint: $(READY) ## ruff and pyright
 	$(BIN)/ruff check .

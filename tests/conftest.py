@@ -119,15 +119,15 @@ class Started:
 
 
 @pytest.fixture
-def start(tmp_path, forker):
+def start(tmp_path, tmp_path_factory, forker):
     """start("train", "model=mlp", …) -> the running process of scripts/train.py, as a user would start it."""
-    running = []
+    running, streams = [], tmp_path_factory.mktemp("streams")
 
     def start_script(
         name: str, *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None
     ) -> Started:
         command = [str(PROJECT / "scripts" / f"{name}.py"), *arguments]
-        running.append(Started(forker, command, cwd or tmp_path, environment or {}, tmp_path))
+        running.append(Started(forker, command, cwd or tmp_path, environment or {}, streams))
         return running[-1]
 
     yield start_script

@@ -299,7 +299,7 @@ def test_the_words_of_a_training_command(script, outputs, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "wine, samples: train 12" in done.stdout and "python" in done.stdout and "experiment=wine" in done.stdout
     assert len(list(outputs.glob("baselines/wine-*.json"))) == 1
-    assert not [path for path in tmp_path.iterdir() if path.name not in ("outputs", ".script.stdout", ".script.stderr")]
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
 
 
 def test_several_data_one_after_the_other(script, outputs, tmp_path):

@@ -47,8 +47,8 @@ class Diary(Callback):
         pl_module.log("mine/end", 1.0 + trainer.global_step)
 
 
-def diary_of(config) -> tuple[list[Any], dict[str, torch.Tensor], list[dict[str, str]]]:
-    """The entries, the last weights, and the logged rows without times."""
+def diary_of(config) -> tuple[list[Any], dict[str, torch.Tensor], list[dict[str, str]], dict[str, Any]]:
+    """The entries, the last weights, the logged rows without times, and what was counted."""
     diary = Diary()
     run, data = create(config)
     parts = fit.prepare(run, data)
@@ -59,7 +59,12 @@ def diary_of(config) -> tuple[list[Any], dict[str, torch.Tensor], list[dict[str,
     merged: dict[str, dict[str, str]] = {}
     for row in rows:
         merged.setdefault(row["step"], {}).update(row)
-    return diary.entries, read_checkpoint(run.checkpoints / "last.ckpt")["state_dict"], list(merged.values())
+    return (
+        diary.entries,
+        read_checkpoint(run.checkpoints / "last.ckpt")["state_dict"],
+        list(merged.values()),
+        parts.trainer.fit_loop.state_dict(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,10 +78,10 @@ def diary_of(config) -> tuple[list[Any], dict[str, torch.Tensor], list[dict[str,
     ],
 )
 def test_steps_are_lightning_s_own(compose, monkeypatch, words):
-    entries, weights, rows = diary_of(compose(*TINY, *words.split()))
+    entries, weights, rows, counts = diary_of(compose(*TINY, *words.split()))
     monkeypatch.setattr(loop, "install", lambda trainer: None)
-    expected, expected_weights, expected_rows = diary_of(compose(*TINY, *words.split()))
-    assert entries == expected and len(entries) > 20
+    expected, expected_weights, expected_rows, expected_counts = diary_of(compose(*TINY, *words.split()))
+    assert entries == expected and len(entries) > 20 and counts == expected_counts
     assert weights.keys() == expected_weights.keys()
     assert all(torch.equal(value, expected_weights[name]) for name, value in weights.items())
     assert [row.keys() for row in rows] == [row.keys() for row in expected_rows]

@@ -198,10 +198,8 @@ def build_task(config: DictConfig, spec: Spec, *, train: bool = False) -> Task:
         rate = values["finetune"]["backbone_lr"]
         node = values["optimizer"]
         if values["trainer"]["precision"] == "16-mixed" and "fused" in node:
-            node = {
-                **node,
-                "fused": False,
-            }  # a fused step undoes the scaling of gradients itself, after they are clipped
+            # a fused step undoes the scaling of gradients itself, after they have been clipped
+            node = {**node, "fused": False}
         optimisation["make_optimizer"] = partial(build_optimizer, node, backbone_lr=rate)
         optimisation["make_scheduler"] = partial(build_scheduler, values["scheduler"], values["monitor"])
     return make(values["task"], "task", network=network, spec=spec, **optimisation)

@@ -151,10 +151,12 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _iteration_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 if it is fast on the devices of all workers: they must compute the same update."""
-    fast = torch.tensor(float(is_fast(torch.bfloat16, device.type)), device=device)
+    fast = is_fast(torch.bfloat16, device.type)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(fast, torch.distributed.ReduceOp.MIN)
-    return torch.bfloat16 if fast.item() else torch.float32
+        agreed = torch.tensor(float(fast), device=device)
+        torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MIN)
+        fast = bool(agreed.item())
+    return torch.bfloat16 if fast else torch.float32
 
 
 class MuonAdamW(Optimizer):

@@ -110,7 +110,9 @@ class EpochLoop(_TrainingEpochLoop):
         task, progress = trainer.lightning_module, self.batch_progress
         precision, optimizer, connector = trainer.precision_plugin, trainer.optimizers[0], trainer._logger_connector
 
-        # 1. the batch
+        # 1. the batch; after training a validation begins anew
+        if self.val_loop.restarting:
+            self.val_loop.restarting = False
         batch, _, _ = next(data_fetcher)
         index = self.batch_idx + 1
         progress.is_last_batch = data_fetcher.done
@@ -124,6 +126,8 @@ class EpochLoop(_TrainingEpochLoop):
 
         # 2. the step; an optimizer may call for the gradient more than once
         outputs: dict[str, Any] = {}
+        counts = self.automatic_optimization.optim_progress.optimizer
+        steps, zeroed = counts.step, counts.zero_grad
 
         def gradient() -> Tensor | None:
             with torch.enable_grad():
@@ -131,9 +135,12 @@ class EpochLoop(_TrainingEpochLoop):
                 with precision.train_step_context():
                     output = task.training_step(batch, index)
                 outputs.update(output if isinstance(output, Mapping) else {} if output is None else {"loss": output})
+                zeroed.increment_ready()
                 self._call("on_before_zero_grad", optimizer)
+                zeroed.increment_started()
                 for parameter in self._parameters:
                     parameter.grad = None
+                zeroed.increment_completed()
                 if output is None:
                     return None
                 loss = outputs["loss"]
@@ -145,7 +152,6 @@ class EpochLoop(_TrainingEpochLoop):
                 task.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
             return outputs["loss"]
 
-        steps = self.automatic_optimization.optim_progress.optimizer.step
         steps.increment_ready()
         optimizer.step(gradient)
         steps.increment_completed()

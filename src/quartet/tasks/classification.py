@@ -167,19 +167,22 @@ class Classification(ScoredTask):
         return torch.tensor(given, dtype=torch.float32)
 
     def new_metrics(self) -> MetricCollection:
+        # the arguments are right, and checking those of each batch would wait for the device
         n = self.n_classes
+        unchecked: dict[str, Any] = {"validate_args": False}
+        each = {"average": None, **unchecked}
         return MetricCollection(
             {
-                "accuracy": MulticlassAccuracy(n, average="micro"),
-                "precision": MulticlassPrecision(n),
-                "recall": MulticlassRecall(n),
-                "f1": MulticlassF1Score(n),
-                "auroc": MulticlassAUROC(n, average=None),
-                "average_precision": MulticlassAveragePrecision(n, average=None),
-                "calibration_error": MulticlassCalibrationError(n),
-                "precision_of": MulticlassPrecision(n, average=None),
-                "recall_of": MulticlassRecall(n, average=None),
-                "f1_of": MulticlassF1Score(n, average=None),
+                "accuracy": MulticlassAccuracy(n, average="micro", **unchecked),
+                "precision": MulticlassPrecision(n, **unchecked),
+                "recall": MulticlassRecall(n, **unchecked),
+                "f1": MulticlassF1Score(n, **unchecked),
+                "auroc": MulticlassAUROC(n, **each),
+                "average_precision": MulticlassAveragePrecision(n, **each),
+                "calibration_error": MulticlassCalibrationError(n, **unchecked),
+                "precision_of": MulticlassPrecision(n, **each),
+                "recall_of": MulticlassRecall(n, **each),
+                "f1_of": MulticlassF1Score(n, **each),
                 "counts": ClassCounts(n),
             },
             compute_groups=False,

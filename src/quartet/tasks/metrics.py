@@ -79,7 +79,7 @@ class ClassCounts(Metric):
         self.add_state("counts", default=torch.zeros(n_classes, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, _: Any, target: Tensor) -> None:
-        self.counts = self.counts + torch.bincount(target, minlength=self.n_classes)
+        self.counts = self.counts.scatter_add(0, target, torch.ones_like(target))  # a bincount waits for the device
 
     def compute(self) -> Tensor:
         return self.counts

@@ -251,8 +251,11 @@ def task(**settings):
     given = {"loss": "cross_entropy", "label_smoothing": 0.0, "class_weights": None, "l1": 0.0, "l2": 0.0, **settings}
     some: Any = Classification(network=Table(), spec=spec, **given)
     some.__dict__["logged"] = {}
-    some.__dict__["log_dict"] = some.logged.update
-    some.__dict__["_trainer"] = SimpleNamespace(global_step=0, log_every_n_steps=1)
+    some.__dict__["log_dict"] = lambda values, **_: some.logged.update(values)
+    loop = SimpleNamespace(epoch_loop=None)
+    some.__dict__["_trainer"] = SimpleNamespace(
+        global_step=0, log_every_n_steps=1, fit_loop=loop, lightning_module=some
+    )
     return some
 
 
