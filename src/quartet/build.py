@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from quartet import config as configs
 from quartet import optim, trust
@@ -225,7 +225,7 @@ def build_scheduler(
     """Lightning's description of a schedule; `total_steps` counts optimizer steps."""
     target: Any = locate(node["_target_"], "scheduler")
     if inspect.isfunction(target):  # f(step, total_steps, …) -> multiplier of the learning rate
-        scheduler: Any = LambdaLR(optimizer, partial(_multiplier, target, total_steps, arguments_of(node)))
+        scheduler: Any = optim.Schedule(optimizer, partial(_multiplier, target, total_steps, arguments_of(node)))
     elif issubclass(target, ReduceLROnPlateau):
         scheduler = make(node, "scheduler", optimizer, mode=monitor["mode"])
         return {"scheduler": scheduler, "interval": "step", "monitor": monitor["metric"], "strict": False}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from quartet.system.hardware import is_fast
 
@@ -250,6 +251,21 @@ def whole(x: Tensor) -> Tensor:
 
 
 # schedules: (step, total_steps, settings) -> multiplier of the learning rate
+
+
+class Schedule(LambdaLR):
+    """torch's LambdaLR with one multiplier for all groups; its step is made every step, and torch's costs 25 µs."""
+
+    def step(self, epoch: int | None = None) -> None:
+        if epoch is not None or self.last_epoch < 0:  # the first one sets up what LambdaLR keeps
+            super().step(epoch)
+            return
+        self._step_count += 1
+        self.last_epoch += 1
+        factor = self.lr_lambdas[0](self.last_epoch)
+        self._last_lr = [base * factor for base in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
 
 
 def constant(step: int, total: int, *, warmup: float) -> float:

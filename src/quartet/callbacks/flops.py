@@ -45,14 +45,15 @@ class ModelFlops(Callback):
         speed = self._speed
         if speed is None:
             return
-        size = sum(x.numel() for x in batch["inputs"].values())
-        self._numbers += size
+        for x in batch["inputs"].values():
+            self._numbers += x.numel()
         # while gradients accumulate, several batches end in the same step
         stepped, self._step = trainer.global_step != self._step, trainer.global_step
         if not (stepped and is_logging_step(trainer, self._step)):
             return
         seconds, self._seconds = speed.seconds - self._seconds, speed.seconds
         # batches of other lengths are taken to cost as much for each number
+        size = sum(x.numel() for x in batch["inputs"].values())
         rate = self._count(pl_module, batch["inputs"]) / size * self._numbers * trainer.world_size / max(seconds, 1e-9)
         self._numbers = 0
         if rate > 0:

@@ -191,6 +191,15 @@ class EpochLoop(_TrainingEpochLoop):
         for logger in trainer.loggers:
             logger.log_metrics({"epoch": trainer.current_epoch, **values}, step=self._batches_that_stepped)  # type: ignore[arg-type]
 
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        trainer: Any = self.trainer
+        waits = any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs) or trainer.received_sigterm
+        if waits or not self._plain or self._skip_next_val or self._should_check_val_fx(data_fetcher):
+            super().on_advance_end(data_fetcher)
+        else:  # what is left of Lightning's after a step without validation
+            self._batches_that_stepped += 1
+            self._save_loggers_on_train_batch_end()
+
     def _save_loggers_on_train_batch_end(self) -> None:
         """Flush now and then: it takes milliseconds."""
         if self.trainer.is_global_zero and time.monotonic() - self._flushed >= FLUSH_SECONDS:
