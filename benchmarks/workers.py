@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from quartet.engine.elastic import run_workers
+from quartet.engine.workers import run_workers
 
 EMPTY = "import os, pathlib, sys, time; begun = time.time()"
 TRAINING = "import quartet.engine.fit; " + EMPTY

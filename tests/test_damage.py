@@ -22,9 +22,9 @@ from quartet.cli import command
 from quartet.commands.evaluate import evaluate
 from quartet.commands.train import create, create_and_train
 from quartet.data.spec import Spec
-from quartet.engine import elastic
-from quartet.engine.elastic import exception_from_dict, exception_to_dict
+from quartet.engine import workers
 from quartet.engine.fit import train
+from quartet.engine.workers import exception_from_dict, exception_to_dict
 from quartet.files import read_metrics
 from quartet.run import BEGUN, Run
 from quartet.say import printable, say
@@ -261,10 +261,10 @@ def test_a_second_command_on_a_run_of_several_workers_leaves_it_as_it_is(compose
     """It is told so before a worker starts, and where it is told by a worker; the run's own end is another's to tell."""
     OmegaConf.save(OmegaConf.merge(stopped.config, {"trainer": {"devices": 2}}), stopped.directory / "config.yaml")
     started: list[Any] = []
-    monkeypatch.setattr(elastic, "run_workers", lambda *_, **__: started.append(1))
+    monkeypatch.setattr(workers, "run_workers", lambda *_, **__: started.append(1))
     (stopped.directory / "result.json").unlink()
     with stopped.exclusively(), pytest.raises(BlockingIOError, match="is being trained by another process"):
-        elastic.execute(Run(stopped.directory), None)
+        workers.execute(Run(stopped.directory), None)
     assert not started
 
     def refused(*_: Any, **__: Any) -> None:
@@ -272,9 +272,9 @@ def test_a_second_command_on_a_run_of_several_workers_leaves_it_as_it_is(compose
             exception_to_dict(BlockingIOError("is being trained by another process; stop that one first"))
         )
 
-    monkeypatch.setattr(elastic, "run_workers", refused)
+    monkeypatch.setattr(workers, "run_workers", refused)
     with pytest.raises(BlockingIOError):
-        elastic.execute(Run(stopped.directory), None)
+        workers.execute(Run(stopped.directory), None)
     assert stopped.status == "unfinished" and not (stopped.directory / "error.txt").exists()
 
 

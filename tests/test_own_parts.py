@@ -16,7 +16,7 @@ from quartet.cli import resumed_arguments
 from quartet.commands.evaluate import evaluate
 from quartet.commands.generate import generate
 from quartet.commands.train import create, create_and_train
-from quartet.engine import elastic
+from quartet.engine import workers
 from quartet.engine.fit import train
 from quartet.run import Run
 
@@ -329,10 +329,10 @@ def test_a_run_directory_is_no_place_for_packages(mylib, tmp_path, monkeypatch):
 
 def test_workers_learn_it_from_the_environment(compose, importable, monkeypatch):
     seen: list[str | None] = []
-    monkeypatch.setattr(elastic, "run_workers", lambda *_, **__: seen.append(os.environ.get("QUARTET_TRUST")))
+    monkeypatch.setattr(workers, "run_workers", lambda *_, **__: seen.append(os.environ.get("QUARTET_TRUST")))
     run, data = create(compose(*mixer(importable), *BRIEF.split(), "trainer=ddp", "trainer.devices=2"))
-    elastic.execute(run, data)
-    elastic.execute(Run(run.directory), None)
+    workers.execute(run, data)
+    workers.execute(Run(run.directory), None)
     assert seen == [importable, None], "it is the user's command that counts, not the directory"
 
 

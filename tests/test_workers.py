@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from quartet.engine.elastic import (
+from quartet.engine.workers import (
     Failure,
     WorkerFailed,
     environment_rank,
@@ -53,7 +53,7 @@ PARENT = """
 import signal, sys
 from pathlib import Path
 from quartet.system.signals import Interrupted
-from quartet.engine.elastic import run_workers
+from quartet.engine.workers import run_workers
 for script in sys.argv[3:]:
     try:
         run_workers(Path(script).parent, int(sys.argv[1]), max_restarts=2, command=[sys.executable, script],
@@ -289,7 +289,7 @@ def test_several_nodes_need_a_place_to_meet(tmp_path):
 
 
 def test_nodes_that_do_not_meet(tmp_path, monkeypatch):
-    monkeypatch.setattr("quartet.engine.elastic.RENDEZVOUS_TIMEOUT_S", 1)
+    monkeypatch.setattr("quartet.engine.workers.RENDEZVOUS_TIMEOUT_S", 1)
     with pytest.raises(ConnectionError, match=r"2 nodes did not meet at 127.0.0.1:\d+ within 1 s"):
         run(tmp_path / "worker.py", n_nodes=2, rendezvous="127.0.0.1:1")
 
@@ -331,7 +331,7 @@ def test_an_error_keeps_its_kind_and_its_traceback():
 SHARE = """
 import sys
 from pathlib import Path
-from quartet.engine.elastic import environment_rank, share_directory
+from quartet.engine.workers import environment_rank, share_directory
 (rank, world_size), made = environment_rank(), []
 def make():
     assert rank == 0

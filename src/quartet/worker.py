@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from quartet.engine.elastic import PARENT, environment_rank, exception_to_dict
+from quartet.engine.workers import PARENT, environment_rank, exception_to_dict
 from quartet.run import Run
 from quartet.system.signals import SIGNALS, Interrupted, stoppable
 
@@ -78,7 +78,7 @@ def train_directory(directory: Path) -> int:
             run.wait_until_free()
             if run.last_checkpoint is not None:
                 print(f"{run}: resuming from its last checkpoint", flush=True)
-            from quartet.engine.elastic import execute
+            from quartet.engine.workers import execute
 
             execute(run)
     except Interrupted as stop:

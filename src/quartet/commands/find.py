@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from quartet.config import check_pairing
-from quartet.engine.elastic import environment_rank, n_workers
+from quartet.engine.workers import environment_rank, n_workers
 from quartet.files import written
 from quartet.run import make_paths_absolute, outputs
 from quartet.say import printable, say

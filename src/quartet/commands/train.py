@@ -17,7 +17,7 @@ from quartet import trust
 from quartet.cli import in_sweep
 from quartet.commands.find import asked, find
 from quartet.config import check_pairing
-from quartet.engine.elastic import environment_rank, execute, share_directory
+from quartet.engine.workers import environment_rank, execute, share_directory
 from quartet.files import written
 from quartet.run import DEBUG, Run, make_paths_absolute
 from quartet.say import TAB, printable, say

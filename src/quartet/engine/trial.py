@@ -11,8 +11,8 @@ from pytorch_lightning import Callback, Trainer
 from quartet import build
 from quartet.data.base import DataModule
 from quartet.engine import weights
-from quartet.engine.elastic import n_workers
 from quartet.engine.fit import read_data
+from quartet.engine.workers import n_workers
 from quartet.tasks.base import Task
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quartet import trust
-from quartet.engine.elastic import inherited
+from quartet.engine.workers import inherited
 from quartet.run import Run
 from quartet.say import say
 from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome

@@ -23,7 +23,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from quartet.config import OptionalPositiveFloat, OptionalPositiveInt
-from quartet.engine.elastic import inherited
+from quartet.engine.workers import inherited
 from quartet.say import elapsed
 from quartet.signatures import NonNegativeInt, refuse, wrong_settings
 from quartet.sweeps.jobs import Job, JobResult, Watcher, outcome
