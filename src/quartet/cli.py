@@ -23,6 +23,7 @@ from quartet.config_errors import FULL_ERROR, compose, error_lines, known_keys, 
 from quartet.config_groups import CONF
 from quartet.run import outputs, sweep_command
 from quartet.say import printable
+from quartet.system.cores import share_cores
 from quartet.system.quiet import quiet_libraries
 from quartet.system.signals import Interrupted
 
@@ -49,6 +50,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             full = os.environ.get(FULL_ERROR, "0") not in ("", "0")
             os.environ[FULL_ERROR] = "1"  # so that Hydra hands us its errors instead of printing them
             quiet_libraries()
+            share_cores()
             failures: list[Exception] = []
 
             def job(config: DictConfig) -> Any:

@@ -67,9 +67,11 @@ def train_directory(directory: Path) -> int:
     run = Run(directory)
     try:
         with stoppable():
+            from quartet.system.cores import share_cores
             from quartet.system.quiet import quiet_libraries
 
             quiet_libraries()
+            share_cores()
             if environment_rank() is not None:
                 from quartet.engine.fit import train
 
