@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import LambdaCallback
 
 from quartet.commands.train import create
 from quartet.engine import fit
@@ -52,7 +53,9 @@ def diary_of(config) -> tuple[list[Any], dict[str, torch.Tensor], list[dict[str,
     diary = Diary()
     run, data = create(config)
     parts = fit.prepare(run, data)
-    parts.trainer.callbacks.append(diary)  # type: ignore[attr-defined]
+    # an instance with a hook of its own
+    note = LambdaCallback(on_before_zero_grad=lambda *_: diary.entries.append("a hook of the instance"))
+    parts.trainer.callbacks += [diary, note]  # type: ignore[attr-defined]
     parts.trainer.fit(parts.task, datamodule=data)
     with open(run.directory / "metrics.csv", encoding="utf-8") as file:
         rows = [{k: v for k, v in row.items() if v and "throughput" not in k} for row in csv.DictReader(file)]
@@ -82,6 +85,7 @@ def test_steps_are_lightning_s_own(compose, monkeypatch, words):
     monkeypatch.setattr(loop, "install", lambda trainer: None)
     expected, expected_weights, expected_rows, expected_counts = diary_of(compose(*TINY, *words.split()))
     assert entries == expected and len(entries) > 20 and counts == expected_counts
+    assert "a hook of the instance" in entries
     assert weights.keys() == expected_weights.keys()
     assert all(torch.equal(value, expected_weights[name]) for name, value in weights.items())
     assert [row.keys() for row in rows] == [row.keys() for row in expected_rows]

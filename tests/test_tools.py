@@ -150,7 +150,7 @@ def test_a_cpu_is_not_filled_up(compose, monkeypatch):
     """Linux would kill the process; the size after that which took 3 GB more is not tried with 7 GB left."""
     memory = iter([1 * 2**30, 2 * 2**30, 5 * 2**30])
     monkeypatch.setattr(batch_size, "SECONDS", 0.0)
-    monkeypatch.setattr(batch_size, "_resident", lambda: next(memory))
+    monkeypatch.setattr(batch_size, "peak_memory", lambda _: next(memory))
     monkeypatch.setattr(batch_size, "free_memory", lambda: 7 * 2**30)
     sizes, reason = batch_size.try_sizes(checked(compose(*TINY)), print)
     assert [size.batch_size for size in sizes] == [2, 4, 8] and "16 would take about 6.0 GB" in reason

@@ -306,8 +306,7 @@ def build_trainer(
         num_sanity_val_steps=0,
         default_root_dir=str(directory),
     )
-    if train:
-        loop.install(trainer)
+    loop.install(trainer)
     # nothing fails where a format is emulated, so a person would not learn why it is slow
     device = trainer.strategy.root_device.type
     for name, dtype in (("bf16", torch.bfloat16), ("16", torch.float16)):

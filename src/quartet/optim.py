@@ -254,7 +254,7 @@ def whole(x: Tensor) -> Tensor:
 
 
 class Schedule(LambdaLR):
-    """torch's LambdaLR with one multiplier for all groups; its step is made every step, and torch's costs 25 µs."""
+    """torch's LambdaLR with one multiplier for all groups; its step is made every step, and torch's takes 27 µs."""
 
     def step(self, epoch: int | None = None) -> None:
         if epoch is not None or self.last_epoch < 0:  # the first one sets up what LambdaLR keeps

@@ -28,7 +28,8 @@ class ModelFlops(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # before the strategy shards the weights
-        self._speed = _throughput(trainer)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        self._speed = next((callback for callback in callbacks if isinstance(callback, Throughput)), None)
         if stage == "fit" and self._speed:
             with suppress(Exception):  # a network of the user's that cannot be copied
                 self._flops = StepFlops(pl_module.network)  # type: ignore[arg-type]
@@ -69,8 +70,3 @@ class ModelFlops(Callback):
         except Exception:  # whatever a network of the user's may do without values
             self._flops = None
             return 0.0
-
-
-def _throughput(trainer: Trainer) -> Throughput | None:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, Throughput)), None)

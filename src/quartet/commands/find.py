@@ -87,8 +87,8 @@ def find_lr(config: DictConfig) -> Path:
     write_table(directory / "losses.csv", rows)
     suggestion = range_test.suggest(rates, losses)
     title = f"{config.run.name}, seed {config.seed}: {config.optimizer._target_.rpartition('.')[2]}"
-    picture = directory / "losses.png"
-    range_test.draw(picture, rates, losses, suggestion, config.optimizer.lr, title)
+    figure = directory / "losses.png"
+    range_test.draw(figure, rates, losses, suggestion, config.optimizer.lr, title)
 
     # lines of equal distance, up to the end of the test
     every = -(-len(rates) // SHOWN)
@@ -96,7 +96,7 @@ def find_lr(config: DictConfig) -> Path:
     for rate, loss, mean in zip(rates[::every], losses[::every], curve[::every], strict=True):
         print(f"  {rate:>12.1e}  {loss:>8.4g}  {mean:.4g}")
     say(f"\nsuggestion: optimizer.lr={suggestion:g}, where it is {config.optimizer.lr:g} now")
-    say(f"look at:    {picture}")
+    say(f"look at:    {figure}")
     print(f"train with: {repeated(f'optimizer.lr={suggestion:g}')}", flush=True)
     return directory
 
@@ -106,13 +106,13 @@ def find_batch_size(config: DictConfig) -> Path:
     from quartet.engine import batch_size
     from quartet.engine.batch_size import Size
 
-    def tell(size: Size) -> None:
+    def show(size: Size) -> None:
         speed, memory = f"{size.per_second:,.0f} {size.unit}/s", f"{size.memory_bytes / 2**30:.2f} GB"
         row = f"{speed:>19}  {1000 * size.step_seconds:>10,.1f}  {size.steps_per_epoch:>14,}  {memory:>9}"
         print(f"  {size.batch_size:>15,}  {row}", flush=True)
 
     print(f"\n  data.batch_size  {'speed':>19}  {'ms a step':>10}  {'steps an epoch':>14}  {'memory':>9}", flush=True)
-    sizes, reason = batch_size.try_sizes(config, tell)
+    sizes, reason = batch_size.try_sizes(config, show)
     say(f"no larger size: {reason}")
     if not sizes:
         raise ValueError("not even the smallest batch fits into memory; use a smaller network, or another precision")

@@ -30,7 +30,7 @@ class DataModule(LightningDataModule):
     whose content has changed is refused with a ValueError. `ids` names the samples (or documents) of each part.
     """
 
-    inference_batch_size = 1024  # examples that are computed at once; a picture or a text takes megabytes in a network
+    inference_batch_size = 1024  # examples that are computed at once; an image or a text takes megabytes in a network
 
     def __init__(
         self,

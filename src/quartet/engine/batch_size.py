@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from quartet.data.base import DataModule
 from quartet.engine.trial import trial_config, trial_data, trial_task, trial_trainer
-from quartet.system.hardware import is_out_of_memory, keep_freed_memory
+from quartet.system.hardware import is_out_of_memory, keep_freed_memory, peak_memory
 
 WARM_UP = 2  # steps: the first one allocates the optimizer's state and chooses kernels
 LEAST_STEPS, SECONDS = 2, 1.0  # measured for each size
@@ -64,8 +62,8 @@ class Stopwatch(Callback):
             trainer.should_stop = True
 
 
-def try_sizes(config: DictConfig, tell: Callable[[Size], None]) -> tuple[list[Size], str]:
-    """The sizes that fit, each of which is told as soon as it is measured, and why there is no larger one."""
+def try_sizes(config: DictConfig, show: Callable[[Size], None]) -> tuple[list[Size], str]:
+    """The sizes that fit, each of which `show` gets as soon as it is measured, and why there is no larger one."""
     with open_dict(config):
         config.data.batch_size = 1  # whatever it was, it is not what is asked for
     trial = trial_config(config, WARM_UP + MAX_STEPS)
@@ -104,7 +102,7 @@ def try_sizes(config: DictConfig, tell: Callable[[Size], None]) -> tuple[list[Si
         torch.cuda.empty_cache()
         if not fits:
             return found, f"{size:,} does not fit into memory"
-        tell(found[-1])
+        show(found[-1])
         if found[-1].step_seconds > LONGEST_STEP_S:
             return found, f"a step of {size:,} takes {found[-1].step_seconds:.0f} s"
     return found, f"{largest * window:,} is all there is to train on"
@@ -125,14 +123,10 @@ def _measure(trial: DictConfig, data: DataModule, size: int) -> Size:
         torch.cuda.reset_peak_memory_stats(device)
     trainer.fit(task, datamodule=data)
     # of a CPU the most that the process ever had: sizes grow, so it is that of the present one
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident()
     steps_per_epoch = len(data.datasets["train"]) // (size * trial.trainer.accumulate_grad_batches)
-    return Size(size, watch.n / watch.seconds, watch.unit, watch.seconds / watch.steps, steps_per_epoch, memory)
-
-
-def _resident() -> int:
-    """The most memory that this process has had; Linux counts in KiB, macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Size(
+        size, watch.n / watch.seconds, watch.unit, watch.seconds / watch.steps, steps_per_epoch, peak_memory(device)
+    )
 
 
 def free_memory() -> int | None:

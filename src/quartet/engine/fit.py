@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import resource
-import sys
 import time
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from quartet.engine.summary import write_summary
 from quartet.objective import Objective
 from quartet.run import DEBUG, Run
 from quartet.say import say
-from quartet.system.hardware import is_out_of_memory, keep_freed_memory
+from quartet.system.hardware import is_out_of_memory, keep_freed_memory, peak_memory
 from quartet.system.lightning_compat import align_validation, end_with_validation
 from quartet.system.signals import stoppable
 from quartet.tasks.base import Task
@@ -263,10 +261,6 @@ def _facts(run: Run, parts: Parts, test_metrics: dict[str, float]) -> dict[str, 
     best = dict(history.best)
     best_step, metric = best.pop("step", None), history.objective.metric
     speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    else:  # of this process; Linux counts in KiB, macOS in bytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     try:
         checkpoint = str(run.best_checkpoint.relative_to(run.directory))
     except FileNotFoundError:
@@ -279,7 +273,7 @@ def _facts(run: Run, parts: Parts, test_metrics: dict[str, float]) -> dict[str, 
         "epochs": trainer.current_epoch,
         "seconds": round(history.seconds, 3),
         "throughput": speed and {"per_second": speed.per_second, "unit": speed.unit},
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory(trainer.strategy.root_device),
         "parameters": sum(p.numel() for p in task.network.parameters()),
         "best_checkpoint": checkpoint,
     }

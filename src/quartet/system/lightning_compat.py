@@ -1,5 +1,7 @@
 """Everything that Quartet does with private parts of PyTorch Lightning, or relies on without a promise of its documentation.
 
+The loop over batches has a file to itself, `system/loop.py`.
+
 The places named below were read in pytorch-lightning 2.6.6. `tests/test_lightning_compat.py` looks for counters, states
 and wrappers by name; the tests of resuming, steps and failures show whether the rest still does what it is for.
 """

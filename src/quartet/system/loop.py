@@ -1,10 +1,10 @@
 """The loop over the batches of an epoch: Lightning's, without what it costs to be ready for everything in each step.
 
-Lightning's own step spends 1 to 2 ms around the network: wrappers, a profiler, the results of `self.log` gathered again
-after each batch, the loggers flushed at each logging step (docs/notes.md). For a small network that is more than its
-training. `EpochLoop` makes the same step with the same hooks in the same order, as plain calls, and numbers of a step are
-logged with `log_step`. Where a run needs more than that (several workers, accumulation, a profiler, a task with an
-optimizer step of its own) each step is Lightning's.
+Lightning's own step spends about a millisecond around the network: wrappers, a profiler, the results of `self.log`
+gathered again after each batch, the loggers flushed at each logging step (docs/notes.md). For a small network that is more
+than its training. `EpochLoop` makes the same step with the same hooks in the same order, as plain calls, and numbers of a
+step are logged with `log_step`. Where a run needs more than that (several workers, accumulation, a profiler, a task with
+an optimizer step of its own) each step is Lightning's.
 
 Names of Lightning's private parts are those of pytorch-lightning 2.6.6, loops/training_epoch_loop.py and loops/optimization.
 """
@@ -46,7 +46,7 @@ def install(trainer: Trainer) -> None:
 
 
 def log_step(trainer: Any, values: Mapping[str, Tensor | float]) -> None:
-    """Tell callbacks and loggers numbers of the present step: tensors are means over workers, floats are as they are.
+    """Give callbacks and loggers numbers of the present step: tensors are means over workers, floats are as they are.
 
     Call it in logging steps only (`is_logging_step`): there a scalar costs little, and nothing in others.
     """
@@ -209,4 +209,5 @@ class EpochLoop(_TrainingEpochLoop):
 
 
 def _overrides(thing: Any, name: str, base: type) -> bool:
-    return getattr(type(thing), name, None) is not getattr(base, name)
+    """Whether a hook does anything; an instance may have one of its own, as in Lightning's LambdaCallback."""
+    return getattr(getattr(thing, name), "__func__", None) is not getattr(base, name)

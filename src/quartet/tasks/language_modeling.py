@@ -35,7 +35,7 @@ class LanguageModeling(Task):
         if self.carries_state and not getattr(self.network, "carries_state", hasattr(self.network, "advance")):
             kind = type(self.network).__name__
             raise ValueError(
-                "contiguous windows need a network with advance(tokens, state) whose state goes on from window to window, "
+                "contiguous windows need a network with advance(tokens, state) whose state carries over to the next window, "
                 f"and that of {kind} does not; pairing.window_order=shuffled does without"
             )
         self.state: dict[str, Any] = {}  # one per part
